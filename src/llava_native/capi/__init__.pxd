@@ -1,0 +1,1 @@
+# LAYER 1: extern declarations only, with upstream's names, of what this package calls.

@@ -1,0 +1,1 @@
+"""Train, export and evaluate the small LLaVA that ships inside ``llava_native``."""
