@@ -43,7 +43,7 @@ def preprocess(image: Image.Image, size: int) -> np.ndarray:
 
 def normalise(pixels: np.ndarray) -> np.ndarray:
     """Return uint8 pixels (h, w, 3) as CLIP's input (3, h, w)."""
-    return ((pixels / 255.0 - np.asarray(CLIP_MEAN)) / np.asarray(CLIP_STD)).transpose(2, 0, 1)
+    return np.asarray((pixels / 255.0 - np.asarray(CLIP_MEAN)) / np.asarray(CLIP_STD)).transpose(2, 0, 1)
 
 
 def image_features(
