@@ -2,7 +2,8 @@
 
 Pillow is imported at the first use, NumPy never unless the caller hands over something that only
 NumPy understands. Nothing here changes a global of either, prints, or keeps the caller's buffer, and
-every function may run in many threads at once.
+every function may run in many threads at once. One exception is not ours to prevent: about a damaged
+TIFF, Pillow warns and its libtiff writes to stderr.
 """
 
 from __future__ import annotations
