@@ -19,9 +19,16 @@ from .data_words import WORDS
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "crescent")
 COLOURS = {
-    "red": (214, 28, 34), "green": (36, 152, 58), "blue": (34, 72, 212), "yellow": (246, 216, 32),
-    "orange": (245, 130, 20), "purple": (124, 38, 160), "pink": (250, 132, 182), "brown": (112, 64, 26),
-    "black": (18, 18, 20), "white": (249, 249, 248),
+    "red": (214, 28, 34),
+    "green": (36, 152, 58),
+    "blue": (34, 72, 212),
+    "yellow": (246, 216, 32),
+    "orange": (245, 130, 20),
+    "purple": (124, 38, 160),
+    "pink": (250, 132, 182),
+    "brown": (112, 64, 26),
+    "black": (18, 18, 20),
+    "white": (249, 249, 248),
 }
 SIZES = {"small": (0.135, 0.165), "medium": (0.215, 0.255), "large": (0.33, 0.41)}
 STYLES = ("flat", "edged", "outlined", "shaded")
@@ -65,7 +72,8 @@ def training_fonts() -> tuple[str, ...]:
     paths = sorted(p for f in FONT_FOLDERS for p in Path("/usr/share/fonts/truetype", f).glob("*.ttf"))
     names = tuple(str(p) for p in paths if not any(s in p.name for s in FONT_SKIP))
     if not names:
-        raise FileNotFoundError("no fonts: apt-get install fonts-dejavu-core fonts-liberation fonts-freefont-ttf")
+        packages = "fonts-dejavu-core fonts-liberation fonts-freefont-ttf"
+        raise FileNotFoundError(f"no fonts: apt-get install {packages}")
     return names
 
 
@@ -141,7 +149,7 @@ def _place(rng: random.Random, scene: Scene, diameter: float, overlap: float) ->
 
 
 def _sample_names(rng: random.Random, n: int) -> list[tuple[str, str, str]]:
-    """Draw n different (size, colour, shape), often sharing a colour or a shape so that counting has a point."""
+    """Draw n different (size, colour, shape), often sharing a colour or a shape to be counted."""
     colours, shapes = list(COLOURS), list(SHAPES)
     if rng.random() < 0.35:
         colours = rng.sample(colours, 2)
@@ -184,7 +192,7 @@ def sample_scene(seed: int, max_things: int = 5, text_rate: float = 0.4) -> Scen
         _place_text(rng, scene)
     overlap = 0.72 if rng.random() < 0.25 else 1.03
     for size, colour, shape in _sample_names(rng, n):
-        for smaller in list(SIZES)[list(SIZES).index(size):: -1]:
+        for smaller in list(SIZES)[list(SIZES).index(size) :: -1]:
             diameter = rng.uniform(*SIZES[smaller])
             spot = _place(rng, scene, diameter, overlap)
             if spot:
@@ -202,7 +210,7 @@ def _place_text(rng: random.Random, scene: Scene) -> None:
     """Choose what is printed, how large and where, inside the picture."""
     scene.text = sample_text(rng)
     limit = 0.9 * scene.width / (0.72 * len(scene.text))
-    size = min(rng.uniform(0.15, 0.24), limit)
+    size = min(rng.uniform(0.19, 0.3), limit)
     half = 0.36 * size * len(scene.text)
     x = rng.uniform(min(half, scene.width / 2), max(scene.width - half, scene.width / 2))
     y = rng.uniform(0.6 * size, scene.height - 0.6 * size)
@@ -221,20 +229,42 @@ def outline(shape: str) -> list[tuple[float, float]]:
         return [(0, -0.95), (0.98, 0.8), (-0.98, 0.8)]
     if shape == "star":
         radius = [1.05, 0.42] * 5
-        return [(r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5) + 0.06) for i, r in enumerate(radius)]
+        return [
+            (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5) + 0.06)
+            for i, r in enumerate(radius)
+        ]
     if shape == "heart":
-        return [(math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a)
-                 - math.cos(4 * a)) / 15.5 - 0.1) for a in turn]
+        return [
+            (
+                math.sin(a) ** 3,
+                -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 15.5
+                - 0.1,
+            )
+            for a in turn
+        ]
     if shape == "diamond":
         return [(0, -1.05), (0.66, 0), (0, 1.05), (-0.66, 0)]
     if shape == "cross":
         w = 0.34
-        return [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w),
-                (-w, -w)]
+        return [
+            (-w, -1),
+            (w, -1),
+            (w, -w),
+            (1, -w),
+            (1, w),
+            (w, w),
+            (w, 1),
+            (-w, 1),
+            (-w, w),
+            (-1, w),
+            (-1, -w),
+            (-w, -w),
+        ]
     outer = [math.radians(d) for d in range(40, 321, 8)]
     inner = [math.radians(d) for d in range(295, 64, -8)]
     return [(math.cos(a) + 0.1, math.sin(a)) for a in outer] + [
-        (0.86 * math.cos(a) + 0.5, 0.86 * math.sin(a)) for a in inner]
+        (0.86 * math.cos(a) + 0.5, 0.86 * math.sin(a)) for a in inner
+    ]
 
 
 def _thing_mask(thing: Thing, pixels: float) -> Image.Image:
@@ -268,9 +298,10 @@ def _paint(thing: Thing, rng: random.Random, mask: Image.Image) -> Image.Image:
         return Image.fromarray((light + (dark - light) * ramp).astype(np.uint8))
     paint = Image.new("RGB", mask.size, tuple(base))
     if thing.style == "edged":
-        width = max(3, int(side * 0.045) * 2 + 1)
+        thin = thing.shape in ("crescent", "star", "cross")
+        width = max(3, int(side * (0.02 if thin else 0.04)) * 2 + 1)
         inner = mask.filter(ImageFilter.MinFilter(min(width, 9)))
-        edge = (12, 12, 12) if sum(base) > 140 else (235, 235, 235)
+        edge = (12, 12, 12) if sum(base) > 140 else (150, 150, 150)
         paint = Image.composite(paint, Image.new("RGB", mask.size, edge), inner)
     return paint
 
@@ -305,14 +336,18 @@ def _draw_text(canvas: Image.Image, ids: Image.Image, scene: Scene, rng: random.
     ImageDraw.Draw(alpha).text((pad - min(left, 0), pad - top), scene.text, fill=255, font=font)
     draw = ImageDraw.Draw(marks)
     for i, char in enumerate(scene.text):
-        draw.rectangle((starts[i] + pad, pad, starts[i + 1] + pad - 1, box[1] - pad), fill=10 + CHARS.index(char))
+        draw.rectangle(
+            (starts[i] + pad, pad, starts[i + 1] + pad - 1, box[1] - pad), fill=10 + CHARS.index(char)
+        )
     if scene.text_angle:
         alpha = alpha.rotate(scene.text_angle, Image.Resampling.BILINEAR, expand=True)
         marks = marks.rotate(scene.text_angle, Image.Resampling.NEAREST, expand=True)
     spot = (round(x * long_side - alpha.size[0] / 2), round(y * long_side - alpha.size[1] / 2))
     spot = tuple(max(0, min(s, c - a)) for s, c, a in zip(spot, canvas.size, alpha.size, strict=True))
-    inks = [c for c in COLOURS.values() if all(distance(c, b) > 230 for b in scene.background[:2])]
-    plain = [c for c in ((15, 15, 15), (245, 245, 245)) if all(distance(c, b) > 230 for b in scene.background[:2])]
+    inks = [c for c in COLOURS.values() if all(distance(c, b) > 260 for b in scene.background[:2])]
+    plain = [
+        c for c in ((15, 15, 15), (245, 245, 245)) if all(distance(c, b) > 260 for b in scene.background[:2])
+    ]
     ink = rng.choice(plain) if plain and rng.random() < 0.6 else rng.choice(inks or plain or [(0, 0, 0)])
     canvas.paste(Image.new("RGB", alpha.size, ink), spot, alpha)
     ids.paste(marks, spot, marks.point(lambda v: 255 if v else 0))
@@ -346,7 +381,11 @@ def draw_scene(scene: Scene, long_side: int = 240, fonts=None) -> tuple[Image.Im
         mask = _thing_mask(thing, thing.diameter * long_side)
         spot = (round(thing.x * long_side - mask.size[0] / 2), round(thing.y * long_side - mask.size[1] / 2))
         canvas.paste(_paint(thing, rng, mask), spot, mask)
-        ids.paste(1 + i, (*spot, spot[0] + mask.size[0], spot[1] + mask.size[1]), mask.point(lambda v: 255 * (v > 99)))
+        ids.paste(
+            1 + i,
+            (*spot, spot[0] + mask.size[0], spot[1] + mask.size[1]),
+            mask.point(lambda v: 255 * (v > 99)),
+        )
     return canvas, ids
 
 
@@ -356,7 +395,9 @@ def degrade(picture: Image.Image, rng: random.Random) -> Image.Image:
     if draw < 0.12:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * max(picture.size) / 200))
     elif draw < 0.2:
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 9), (*picture.size[::-1], 1))
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(
+            0, rng.uniform(2, 9), (*picture.size[::-1], 1)
+        )
         picture = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
     if rng.random() < 0.3:
         file = io.BytesIO()

@@ -1,0 +1,239 @@
+"""From scenes and questions to batches: the tokenizer, packed sequences, truth for each patch."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from . import data_pairs, data_talk
+from .data_scene import (
+    CHARS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    degrade,
+    draw_scene,
+    preprocess,
+    sample_scene,
+    square,
+)
+from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE
+
+SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>", "<pad>", "<|endoftext|>")
+VOCAB_SIZE = 768
+HELD_OUT = 1 << 40  # seeds from here on are never trained on
+LENGTH = 288
+
+
+def train_tokenizer(path: Path, scenes: int = 6000) -> Tokenizer:
+    """Train a byte-level BPE (GPT-2's splitting rule) on the conversations' own words.
+
+    Printed words are left out, so that they are spelt letter by letter.
+    """
+    rng = random.Random(7)
+    lines = []
+    for seed in range(scenes):
+        scene = sample_scene(seed, text_rate=0)
+        other = sample_scene(seed + scenes, text_rate=0)
+        turns = [*data_talk.converse(rng, scene, 6), data_pairs.ask_pair(rng, scene, other)]
+        lines += [t.question for t in turns] + [t.answer for t in turns]
+    lines += ["It says", "There is no text."] * 200
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[AddedToken(s, special=True, normalized=False) for s in SPECIAL],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Open ``tokenizer.json`` in `folder`, training it first if it is not there."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(path)
+    return Tokenizer.from_file(str(path))
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Map each special token to its id."""
+    return {s: tokenizer.token_to_id(s) for s in SPECIAL}
+
+
+def patch_truth(scene: Scene, ids: Image.Image) -> np.ndarray:
+    """Tell what is on each patch: float32 ``(n_patches, 7)``, see `model.PatchHeads.loss`."""
+    side = IMAGE_SIZE // PATCH_SIZE
+    grid = np.asarray(square(ids, 0).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST))
+    blocks = grid.reshape(side, PATCH_SIZE, side, PATCH_SIZE).transpose(0, 2, 1, 3).reshape(side * side, -1)
+    truth = np.zeros((side * side, 7), np.float32)
+    offset = ((1 - scene.width) / 2, (1 - scene.height) / 2)
+    best = np.full(side * side, 0.1 * PATCH_SIZE**2)
+    middle = (np.arange(side) + 0.5) / side
+    for i, thing in enumerate(scene.things):
+        count = (blocks == 1 + i).sum(1)
+        here = count > best
+        best = np.where(here, count, best)
+        x, y = thing.x + offset[0], thing.y + offset[1]
+        names = (
+            1 + SHAPES.index(thing.shape),
+            1 + list(COLOURS).index(thing.colour),
+            1 + list(SIZES).index(thing.size),
+        )
+        truth[here, 0:3] = names
+        truth[here, 5] = (x - np.tile(middle, side))[here]
+        truth[here, 6] = (y - np.repeat(middle, side))[here]
+        truth[min(side - 1, int(y * side)) * side + min(side - 1, int(x * side)), 4] = 1
+    centre = blocks.reshape(-1, PATCH_SIZE, PATCH_SIZE)[:, PATCH_SIZE // 2, PATCH_SIZE // 2].astype(int)
+    truth[:, 3] = np.where((centre >= 10) & (centre < 10 + len(CHARS)), centre - 9, 0)
+    return truth
+
+
+def picture_of(scene: Scene, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene as the tower sees it, with the world's degradations, and its patch truth."""
+    long_side = rng.randint(90, 130) if rng.random() < 0.15 else rng.randint(130, 330)
+    picture, ids = draw_scene(scene, long_side)
+    return preprocess(degrade(picture, rng), IMAGE_SIZE), patch_truth(scene, ids)
+
+
+class Packer:
+    """Write questions and answers as token sequences.
+
+    A prefix (picture or pictures) is shared by segments that do not see one another: each segment is a
+    conversation of its own about the same picture, as if the others did not exist.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.id = special_ids(tokenizer)
+        self.newline = tokenizer.encode("\n").ids
+
+    def text(self, text: str) -> list[int]:
+        """Tokenize plain text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prefix(self, pictures: int, newline: bool = True) -> list[int]:
+        """Begin a conversation with pictures (one ``<image>`` id for each of their tokens)."""
+        ids = [self.id["<s>"], self.id["<|user|>"], *self.newline]
+        for _ in range(pictures):
+            ids += [self.id["<image>"]] * N_IMAGE_TOKENS + (self.newline if newline else [])
+        return ids
+
+    def turns(self, turns) -> tuple[list[int], list[bool]]:
+        """Write turns after the prefix; the flags mark what the model has to say itself."""
+        ids: list[int] = []
+        flags: list[bool] = []
+        for i, turn in enumerate(turns):
+            start = [*self.newline, self.id["<|user|>"], *self.newline] if i else []
+            ask = (
+                start
+                + self.text(turn.question)
+                + [self.id["<|end|>"], *self.newline, self.id["<|assistant|>"]]
+            )
+            ask += self.newline
+            say = [*self.text(turn.answer), self.id["<|end|>"]]
+            ids += ask + say
+            flags += [False] * len(ask) + [True] * len(say)
+        return ids, flags
+
+    def pack(self, prefix: list[int], segments, length: int = LENGTH) -> dict[str, np.ndarray]:
+        """Fill one row: ids, segment numbers (0 the prefix, -1 padding), positions, labels (-100: none)."""
+        ids, segment, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
+        label = [-100] * len(prefix)
+        for number, (tokens, flags) in enumerate(segments, 1):
+            if len(ids) + len(tokens) > length:
+                continue
+            ids += tokens
+            segment += [number] * len(tokens)
+            position += range(len(prefix), len(prefix) + len(tokens))
+            label += [t if f else -100 for t, f in zip(tokens[1:], flags[1:], strict=True)] + [-100]
+        pad = length - len(ids)
+        row = (
+            ids + [self.id["<pad>"]] * pad,
+            segment + [-1] * pad,
+            position + [0] * pad,
+            label + [-100] * pad,
+        )
+        return {
+            k: np.array(v, np.int64)
+            for k, v in zip(("ids", "segment", "position", "label"), row, strict=True)
+        }
+
+
+def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[dict, list, list[str]]:
+    """Make one row: a scene (or two), as many questions as fit, pictures, and the segments' kinds."""
+    rng = random.Random(seed * 2 + 1)
+    scenes = [sample_scene(seed, max_things)] + ([sample_scene(seed + (1 << 36), max_things)] if pair else [])
+    prefix = packer.prefix(len(scenes), rng.random() < 0.9)
+    room, segments, kinds = LENGTH - len(prefix), [], []
+    while room > 16:
+        if pair:
+            turns = [data_pairs.ask_pair(rng, *scenes)]
+        elif rng.random() < 0.15:
+            turns = data_talk.converse(rng, scenes[0], rng.randint(2, 4))
+        else:
+            turns = [data_talk.ask(rng, scenes[0])]
+        segment = packer.turns(turns)
+        room -= len(segment[0])
+        segments.append(segment)
+        kinds.append(turns[0].kind if len(turns) == 1 else "conversation")
+    return packer.pack(prefix, segments), [picture_of(s, rng) for s in scenes], kinds
+
+
+def stack_rows(packer: Packer, made: list) -> dict[str, torch.Tensor]:
+    """Put rows together: what `model.Trainee` takes."""
+    batch = {k: torch.from_numpy(np.stack([row[0][k] for row in made])) for k in made[0][0]}
+    pictures = [picture for row in made for picture in row[1]]
+    batch["pixels"] = torch.from_numpy(np.stack([p for p, _ in pictures]))
+    batch["patches"] = torch.from_numpy(np.stack([t for _, t in pictures]))
+    batch["image_at"] = (batch["ids"].flatten() == packer.id["<image>"]).nonzero()[:, 0]
+    batch["where"] = (batch["label"].flatten() >= 0).nonzero()[:, 0]
+    batch["label"] = batch["label"].flatten()[batch["where"]]
+    return batch
+
+
+class Batches(torch.utils.data.IterableDataset):
+    """Endless batches, the n-th always the same: training resumes where it stopped.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``tokenizer.json``.
+    start : int
+        Number of the first step.
+    plan : callable
+        ``plan(step)`` gives ``(rows, pairs, max_things)``.
+    rank, world : int
+        Which of how many training processes this is.
+    """
+
+    def __init__(self, folder: Path, start: int, plan, rank: int = 0, world: int = 1):
+        self.folder, self.start, self.plan, self.rank, self.world = folder, start, plan, rank, world
+
+    def __iter__(self):
+        """Yield this process's batch of every step from `start` on (one loader worker)."""
+        torch.set_num_threads(1)
+        packer = Packer(load_tokenizer(self.folder))
+        step = self.start
+        while True:
+            rows, pairs, max_things = self.plan(step)
+            first = (step * self.world + self.rank) << 8
+            yield stack_rows(
+                packer, [make_row(packer, first + i, i < pairs, max_things) for i in range(rows)]
+            )
+            step += 1

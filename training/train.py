@@ -1,0 +1,253 @@
+"""Train the network: first the eyes alone (patch heads), then eyes and language together.
+
+``python -m training.train --out DIR`` starts, or goes on from the newest checkpoint in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_ids, stack_rows
+from .model import Trainee, learning_rate, make_config, split_parameters
+
+ROWS, PAIRS = 16, 3  # rows of a process's batch, and how many of them show two pictures
+EYES_ROWS = 24  # while only the eyes learn
+EMA = 0.999
+
+
+def plan(eyes: int, step: int) -> tuple[int, int, int]:
+    """Tell how many rows and pairs a step's batch has, and how many things its scenes may have."""
+    return (EYES_ROWS, 0, 5) if step < eyes else (ROWS, PAIRS, 5)
+
+
+class Trainer:
+    """One training process: network, optimisers, averaged weights, checkpoints.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        See `parse`.
+    rank : int
+        0 to ``args.processes - 1``; rank 0 evaluates and saves.
+    """
+
+    def __init__(self, args: argparse.Namespace, rank: int):
+        self.args, self.rank = args, rank
+        tokenizer = load_tokenizer(args.out)
+        torch.manual_seed(args.seed)
+        self.model = Trainee(make_config(tokenizer.get_vocab_size(), special_ids(tokenizer)))
+        self.model.train_lean()
+        matrices, others = split_parameters(self.model)
+        self.optimisers = [
+            torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0, betas=(0.9, 0.98)),
+        ]
+        self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.step, self.seconds, self.log = 0, 0.0, []
+        self.path = args.out / "checkpoint.pt"
+        if self.path.exists():
+            self.load()
+
+    def load(self) -> None:
+        """Go on from the checkpoint."""
+        saved = torch.load(self.path, weights_only=False)
+        self.model.load_state_dict(saved["model"])
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        self.ema, self.step, self.seconds, self.log = (
+            saved["ema"],
+            saved["step"],
+            saved["seconds"],
+            saved["log"],
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": self.log,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+        }
+        temporary = self.path.with_suffix(".new")
+        torch.save(state, temporary)
+        temporary.replace(self.path)
+        (self.args.out / "log.json").write_text(json.dumps(self.log))
+
+    def average_gradients(self) -> None:
+        """Average gradients over the processes, in one message."""
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.args.processes > 1:
+            flat = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(flat)
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g) / self.args.processes)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def one_step(self, batch: dict) -> tuple[float, float]:
+        """Learn from one batch; returns the answers' and the patches' loss."""
+        eyes_only = self.step < self.args.eyes
+        with torch.autocast("cpu", torch.bfloat16):
+            answer, patches = self.model(batch, text=not eyes_only)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        (answer * 2 + patches * (1.0 if eyes_only else 0.3)).backward()
+        self.average_gradients()
+        start = self.args.eyes if not eyes_only else 0
+        rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr)
+        if eyes_only:
+            rate = self.args.lr * min(1.0, (self.step + 1) / 150)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+        self.step += 1
+        decay = min(EMA, (1 + self.step) / (10 + self.step))
+        for k, v in self.model.state_dict().items():
+            self.ema[k].lerp_(v, 1 - decay)
+        return answer.item(), patches.item()
+
+    def run(self) -> None:
+        """Train to the last step."""
+        data = Batches(
+            self.args.out, self.step, functools.partial(plan, self.args.eyes), self.rank, self.args.processes
+        )
+        loader = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=6))
+        saved = shown = time.time()
+        sums = [0.0, 0.0, 0]
+        while self.step < self.args.steps:
+            begin = time.time()
+            losses = self.one_step(next(loader))
+            self.seconds += time.time() - begin
+            sums = [sums[0] + losses[0], sums[1] + losses[1], sums[2] + 1]
+            if self.rank == 0 and time.time() - shown > 20:
+                entry = {
+                    "step": self.step,
+                    "answer": sums[0] / sums[2],
+                    "patches": sums[1] / sums[2],
+                    "seconds": round(self.seconds),
+                }
+                self.log.append(entry)
+                print(
+                    json.dumps({k: round(v, 4) for k, v in entry.items()}),
+                    f"{sums[2] / (time.time() - shown):.2f}/s",
+                    flush=True,
+                )
+                shown, sums = time.time(), [0.0, 0.0, 0]
+            if self.rank == 0 and (
+                time.time() - saved > self.args.save_every or self.step == self.args.steps
+            ):
+                self.report()
+                self.save()
+                saved = shown = time.time()
+
+    def report(self) -> None:
+        """Print and log the averaged weights' accuracy on held-out scenes."""
+        judge = Trainee(self.model.llava.config)
+        judge.load_state_dict(self.ema)
+        judge.train_lean()
+        table = accuracy(judge, load_tokenizer(self.args.out), self.args.check_rows)
+        self.log.append({"step": self.step, "seconds": round(self.seconds), "accuracy": table})
+        print(self.step, {k: round(v[0], 3) for k, v in table.items()}, flush=True)
+
+
+@torch.no_grad()
+def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dict[str, tuple[float, int]]:
+    """Measure the answers that greedy decoding gets exactly right, by kind of question.
+
+    Every token of the true answer being the likeliest, given those before it, is the same as greedy decoding
+    giving that answer, and needs one forward pass.
+
+    Returns
+    -------
+    dict
+        kind → (share right, number of questions); "patch …" rows are the patch heads' accuracy.
+    """
+    packer, found = Packer(tokenizer), defaultdict(list)
+    model.eval()
+    for first in range(0, rows, 16):
+        made = [make_row(packer, start + first + i, i < 3, 5) for i in range(min(16, rows - first))]
+        batch = stack_rows(packer, made)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.features(batch["pixels"])
+            right = model.logits(features, batch).argmax(-1) == batch["label"]
+            parts = model.heads.out(model.heads.norm(features.float())).split(model.heads.sizes, -1)
+        for i, name in enumerate(("shape", "colour", "size", "character")):
+            on = batch["patches"][..., i] > 0
+            found["patch " + name].append(
+                (parts[i].argmax(-1) == batch["patches"][..., i])[on].float().mean()
+            )
+        segment = batch["segment"].flatten()[batch["where"]]
+        row = batch["where"] // batch["segment"].shape[1]
+        for r, (_, _, kinds) in enumerate(made):
+            for s in segment[row == r].unique().tolist():
+                found[kinds[s - 1]].append(right[(row == r) & (segment == s)].all().float())
+    return {k: (torch.stack(v).mean().item(), len(v)) for k, v in sorted(found.items())}
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """Be one training process, on one core."""
+    torch.set_num_threads(args.threads)
+    if args.processes > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{args.port}",
+            rank=rank,
+            world_size=args.processes,
+            timeout=datetime.timedelta(hours=8),
+        )
+    Trainer(args, rank).run()
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
+    add("--steps", type=int, default=4200, help="all steps")
+    add("--eyes", type=int, default=700, help="steps at the start that train only the vision tower")
+    add("--lr", type=float, default=1.5e-3)
+    add("--seed", type=int, default=1)
+    add("--processes", type=int, default=2, help="one a core; the batch grows with them")
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of a process (more than 1 is slower on a busy machine)",
+    )
+    add("--save-every", type=float, default=240, help="seconds between checkpoints")
+    add("--check-rows", type=int, default=96, help="held-out rows for the accuracy printed on the way")
+    add("--port", type=int, default=29517)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Start the processes; this one is rank 0, so pausing it pauses them all."""
+    args = parse()
+    args.out.mkdir(parents=True, exist_ok=True)
+    load_tokenizer(args.out)
+    (args.out / "training.pid").write_text(f"{os.getpid()}\n")
+    context = mp.get_context("spawn")
+    others = [context.Process(target=work, args=(rank, args)) for rank in range(1, args.processes)]
+    for process in others:
+        process.start()
+    work(0, args)
+    for process in others:
+        process.join()
+
+
+if __name__ == "__main__":
+    main()
