@@ -101,6 +101,7 @@ cdef extern from "llama.h" nogil:
         uint32_t n_batch
         uint32_t n_ubatch
         uint32_t n_seq_max
+        uint32_t n_outputs_max
         int32_t n_threads
         int32_t n_threads_batch
         llama_flash_attn_type flash_attn_type

@@ -1,0 +1,1 @@
+"""Native LLaVA in your process."""

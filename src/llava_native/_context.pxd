@@ -1,0 +1,39 @@
+from libc.stdint cimport int8_t, int32_t
+from libcpp.vector cimport vector
+
+from llava_native._buffer cimport FloatBuffer
+from llava_native._cancel cimport Watch
+from llava_native._model cimport Model
+from llava_native.capi cimport llama
+
+
+cdef class Context
+
+
+cdef class Logits(FloatBuffer):
+    cdef Context _context  # owns the row that this looks at, and counts this view
+
+
+cdef class Context:
+    cdef llama.llama_context *_ptr
+    cdef Model _model             # must outlive _ptr, which points into it
+    cdef Watch _watch             # of the running call; the library keeps its address
+    cdef llama.llama_batch _batch # its arrays are the vectors below, except `embd`
+    cdef vector[int32_t] _tokens, _positions, _ones
+    cdef vector[int32_t *] _sequences
+    cdef vector[int8_t] _wants_logits
+    cdef int32_t _sequence        # the sequence of the batch: every entry of _sequences points here
+    cdef vector[int32_t] _n_past
+    cdef int _views               # Logits that look into this context's memory
+    cdef bint _has_logits         # the last row of the last eval still has its logits
+    cdef bint _busy               # a thread is inside the library
+    cdef int _pid                 # of the process that made it
+    cdef dict _info
+    cdef readonly size_t last_input_address
+    cdef object __weakref__
+    cdef int c_enter(self) except -1
+    cdef int c_check_sequence(self, long long seq) except -1
+    cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1
+    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, object cancel) except -1
+    cdef int c_decode_slices(self, Py_ssize_t n, float *rows) except -1
+    cdef float *c_logits(self) except NULL

@@ -1,0 +1,455 @@
+"""Context: the key/value memory of a model, and the evaluation of tokens and image rows into it."""
+
+import warnings
+
+from libcpp cimport bool as cbool
+
+from llava_native._cancel cimport CancelToken, watch_begin, watch_stop
+from llava_native._embedding cimport ImageEmbedding
+from llava_native._native cimport (
+    native_clear_memory,
+    native_context_info,
+    native_context_params,
+    native_copy_sequence,
+    native_decode,
+    native_free_context,
+    native_logits,
+    native_new_context,
+    native_remove_positions,
+)
+from llava_native._native import devices
+from llava_native.capi cimport ggml
+from llava_native.errors import (
+    BusyError,
+    ClosedError,
+    ContextFullError,
+    EmbeddingMismatchError,
+    ForkError,
+    InUseError,
+    InvalidInputError,
+)
+from llava_native.threads import default_n_threads
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
+
+cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
+_CACHE_TYPES = {"f32": ggml.GGML_TYPE_F32, "f16": ggml.GGML_TYPE_F16, "bf16": ggml.GGML_TYPE_BF16,
+                "q8_0": ggml.GGML_TYPE_Q8_0}
+
+
+cdef cbool _abort(void *watch) noexcept nogil:
+    return watch_stop(<Watch *>watch)
+
+
+cdef class Logits(FloatBuffer):
+    """A read-only float32 view of one row of logits. Made by ``Context.logits``."""
+
+    def __init__(self):
+        raise TypeError("made by Context.logits")
+
+    def __dealloc__(self):
+        if self._context is not None:
+            self._context._views -= 1
+
+
+cdef class Context:
+    """The memory of a conversation, or of several: evaluated tokens, and what comes next.
+
+    Parameters
+    ----------
+    model : Model
+        Kept alive. Contexts of one model share its weights.
+    n_ctx : int, default 4096
+        Tokens that all sequences together can hold; 0 takes what the model was trained with.
+    n_batch : int, default 2048
+        Tokens handed to the library at once.
+    n_ubatch : int, default 640
+        Tokens computed at once; at least 577 takes an image of LLaVA-1.5 in one pass.
+    n_seq_max : int, default 1
+        Sequences, numbered from 0. They share one memory, so copying a prefix costs nothing.
+    n_threads : int, optional
+        CPU threads; default the physical cores that this process may use.
+    flash_attn : bool, optional
+        Default: off on the CPU, where it makes single tokens slower by a third and more once an image
+        is in the context; the library's choice on a GPU.
+    type_k, type_v : {"f16", "f32", "bf16", "q8_0"}, default "f16"
+        How keys and values are kept. "q8_0" values need flash attention.
+    offload_kqv : bool, default True
+        Keep the memory on the GPU, where there is one.
+
+    Raises
+    ------
+    InvalidInputError
+        A number is out of range.
+    ModelLoadError
+        llama.cpp refused, e.g. for lack of memory.
+    ClosedError
+        The model was closed.
+
+    Notes
+    -----
+    Native: llama_init_from_model, llama_free (llama.h). GIL: released while making, evaluating, freeing.
+    Threads: one call at a time; a second one raises ``BusyError`` at once.
+    """
+
+    def __init__(
+        self, Model model not None, *, long long n_ctx=4096, long long n_batch=2048, long long n_ubatch=640,
+        long long n_seq_max=1, n_threads=None, flash_attn=None, str type_k="f16", str type_v="f16",
+        bint offload_kqv=True,
+    ):
+        if self._ptr != NULL:
+            raise InUseError("this Context is open already")
+        model.c_open()
+        if model.vocab_only:
+            raise InvalidInputError("the model was loaded with vocab_only=True; it has no weights to run")
+        n_threads = default_n_threads() if n_threads is None else n_threads
+        n_ctx = n_ctx or model.n_ctx_train
+        n_batch = min(n_batch, n_ctx)
+        _check_range("n_ctx", n_ctx, 8, 2**31 - 1)
+        _check_range("n_batch", n_batch, 1, n_ctx)
+        _check_range("n_seq_max", n_seq_max, 1, min(MAX_SEQUENCES, n_batch))
+        _check_range("n_threads", n_threads, 1, 512)
+        _check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
+        if flash_attn is None and not any(d["type"] in ("gpu", "igpu") for d in devices()):
+            flash_attn = type_v == "q8_0"
+        params = native_context_params()
+        params.n_ctx = n_ctx
+        params.n_batch = n_batch
+        params.n_ubatch = min(n_ubatch, n_batch)
+        params.n_seq_max = n_seq_max
+        params.n_outputs_max = n_seq_max  # never more rows of logits than sequences: saves their memory
+        params.n_threads = params.n_threads_batch = n_threads
+        params.kv_unified = True          # one pool of cells: sequences can share a prefix
+        params.offload_kqv = offload_kqv
+        params.no_perf = True
+        params.type_k = _cache_type("type_k", type_k)
+        params.type_v = _cache_type("type_v", type_v)
+        params.flash_attn_type = {
+            None: llama.LLAMA_FLASH_ATTN_TYPE_AUTO,
+            False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        }[flash_attn]
+        params.abort_callback = _abort
+        params.abort_callback_data = &self._watch
+        watch_begin(&self._watch, None, None)
+        self._ptr = native_new_context(model.c_open(), &params)
+        self._model = model
+        model._children += 1
+        self._pid = getpid()
+        self._info = native_context_info(self._ptr)
+        self._info["n_threads"] = n_threads
+        self._make_batch()
+
+    def _make_batch(self):
+        """Lay out the arrays of a batch of n_batch entries, once."""
+        cdef Py_ssize_t n = self._info["n_batch"]
+        self._n_past.resize(self._info["n_seq_max"])
+        self._tokens.resize(n)
+        self._positions.resize(n)
+        self._ones.assign(n, 1)
+        self._sequences.assign(n, &self._sequence)
+        self._wants_logits.assign(n, 0)
+        self._batch.pos = self._positions.data()
+        self._batch.n_seq_id = self._ones.data()
+        self._batch.seq_id = self._sequences.data()
+        self._batch.logits = self._wants_logits.data()
+
+    def __dealloc__(self):
+        if self._ptr != NULL and self._pid == getpid():
+            native_free_context(self._ptr)
+            self._model._children -= 1
+
+    def __del__(self):
+        if self._ptr != NULL and self._pid == getpid():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    cdef int c_enter(self) except -1:
+        if self._ptr == NULL:
+            raise ClosedError("this context was closed")
+        if self._pid != getpid():
+            raise ForkError("this Context was made before os.fork(); make it in the child, or use spawn")
+        if self._busy:
+            raise BusyError("another thread is inside this Context; it serves one at a time")
+        return 0
+
+    cdef int c_check_sequence(self, long long seq) except -1:
+        if seq < 0 or seq >= <long long>self._n_past.size():
+            raise InvalidInputError(
+                f"sequence {seq} is not in 0..{self._n_past.size() - 1}; see n_seq_max")
+        return 0
+
+    cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1:
+        n_ctx = self._info["n_ctx_seq"]
+        if self._n_past[seq] + n > n_ctx:
+            raise ContextFullError(
+                f"{n} more tokens do not fit: sequence {seq} holds {self._n_past[seq]} of {n_ctx}; "
+                "use a larger n_ctx, or truncate_sequence")
+        return 0
+
+    def eval(self, tokens, *, long long seq=0, CancelToken cancel=None):
+        """Evaluate tokens or image rows at the end of a sequence.
+
+        Parameters
+        ----------
+        tokens : ImageEmbedding or iterable of int
+            Image rows are read where they lie, without a copy.
+        seq : int, default 0
+        cancel : CancelToken, optional
+            Stops the evaluation within about 100 ms.
+
+        Returns
+        -------
+        int
+            ``n_past``: the tokens that the sequence holds now.
+
+        Raises
+        ------
+        ContextFullError
+            They do not fit. Nothing was evaluated.
+        InvalidInputError
+            An id or the sequence is out of range, or there is nothing to evaluate.
+        EmbeddingMismatchError
+            The rows are not as wide as the model's.
+        CancelledError, TimeoutExpiredError
+            `cancel` said stop. The sequence holds what it held before.
+        DecodeError, ClosedError, BusyError, ForkError
+
+        Notes
+        -----
+        Native: llama_decode (llama.h). GIL: released.
+        """
+        cdef ImageEmbedding rows
+        cdef vector[int32_t] ids
+        self.c_enter()
+        self.c_check_sequence(seq)
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        if isinstance(tokens, ImageEmbedding):
+            rows = tokens
+            rows.c_check_alive()
+            if rows._shape[1] != self._model.n_embd:
+                raise EmbeddingMismatchError(
+                    f"the image rows have {rows._shape[1]} floats, this model takes {self._model.n_embd}: "
+                    "the mmproj belongs to another model")
+            return self.c_eval(<int32_t>seq, rows._shape[0], rows._data, cancel)
+        for token in tokens:
+            self._model.c_check_token(token)
+            ids.push_back(<int32_t>token)
+        self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
+        if self._tokens.size() < ids.size():
+            self._tokens.resize(ids.size())
+        for i in range(ids.size()):
+            self._tokens[i] = ids[i]
+        return self.c_eval(<int32_t>seq, <Py_ssize_t>ids.size(), NULL, cancel)
+
+    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, object cancel) except -1:
+        """Evaluate `rows`, or self._tokens where it is NULL; all of it or nothing."""
+        cdef int32_t n_past = self._n_past[seq]
+        cdef bint done = False
+        if n == 0:
+            raise InvalidInputError("there is nothing to evaluate")
+        self.c_check_room(seq, n)
+        self._busy = True
+        self._has_logits = False
+        self._sequence = seq
+        watch_begin(&self._watch, cancel, None)
+        try:
+            self.c_decode_slices(n, rows)
+            done = True
+        finally:
+            self._busy = False
+            if not done:
+                # slices that went through before the failure stay in the memory: take them out
+                self._n_past[seq] = n_past
+                native_remove_positions(self._ptr, seq, n_past)
+        self._has_logits = True
+        return self._n_past[seq]
+
+    cdef int c_decode_slices(self, Py_ssize_t n, float *rows) except -1:
+        cdef int32_t *n_past = &self._n_past[self._sequence]
+        cdef Py_ssize_t n_batch = <Py_ssize_t>self._positions.size()
+        cdef Py_ssize_t n_embd = self._model.n_embd
+        cdef Py_ssize_t start = 0
+        cdef Py_ssize_t count, i
+        while start < n:
+            count = min(n - start, n_batch)
+            for i in range(count):
+                self._positions[i] = n_past[0] + <int32_t>i
+            self._wants_logits[count - 1] = start + count == n
+            self._batch.n_tokens = <int32_t>count
+            self._batch.token = NULL
+            self._batch.embd = NULL
+            if rows != NULL:
+                self._batch.embd = rows + start * n_embd
+                self.last_input_address = <size_t>self._batch.embd
+            else:
+                self._batch.token = self._tokens.data() + start
+                self.last_input_address = <size_t>self._batch.token
+            try:
+                full = native_decode(self._ptr, &self._batch, &self._watch)
+            finally:
+                self._wants_logits[count - 1] = 0
+            if full:
+                raise ContextFullError(
+                    f"no free cells for {count} more tokens: the sequences together hold "
+                    f"{sum(self._n_past)} of {self._info['n_ctx']}; clear one, or use a larger n_ctx")
+            n_past[0] += <int32_t>count
+            start += count
+        return 0
+
+    cdef float *c_logits(self) except NULL:
+        """The row after the last evaluated token; borrowed until the next evaluation."""
+        self.c_enter()
+        if not self._has_logits:
+            raise InvalidInputError("there are no logits: evaluate tokens first")
+        return native_logits(self._ptr, -1)
+
+    @property
+    def logits(self):
+        """Logits : float32 (n_vocab,), a view of the row after the last evaluated token.
+
+        ``np.asarray(ctx.logits)`` shares the context's memory: the next ``eval`` changes its values, and
+        ``close`` is refused while it is alive.
+        """
+        cdef Logits view = Logits.__new__(Logits)
+        view.c_set(self.c_logits(), 1, self._model.n_vocab, 1)
+        view._context = self
+        self._views += 1
+        return view
+
+    def n_past(self, long long seq=0):
+        """Return how many tokens a sequence holds."""
+        self.c_check_sequence(seq)
+        return self._n_past[seq]
+
+    def truncate_sequence(self, long long seq, long long n):
+        """Keep only the first `n` tokens of a sequence.
+
+        Notes
+        -----
+        Native: llama_memory_seq_rm (llama.h). The logits are gone until the next ``eval``.
+        """
+        self.c_enter()
+        self.c_check_sequence(seq)
+        if not 0 <= n <= self._n_past[seq]:
+            raise InvalidInputError(f"sequence {seq} holds {self._n_past[seq]} tokens; it cannot be cut to {n}")
+        native_remove_positions(self._ptr, <int32_t>seq, <int32_t>n)
+        self._n_past[seq] = <int32_t>n
+        self._has_logits = False
+
+    def copy_sequence(self, long long src, long long dst, n=None):
+        """Make `dst` start with the first `n` tokens of `src` (default all). Cells are shared, not copied.
+
+        What `dst` held before is dropped.
+
+        Notes
+        -----
+        Native: llama_memory_seq_cp (llama.h).
+        """
+        self.c_enter()
+        self.c_check_sequence(src)
+        self.c_check_sequence(dst)
+        n = self._n_past[src] if n is None else n
+        if not 0 <= n <= self._n_past[src]:
+            raise InvalidInputError(f"sequence {src} holds {self._n_past[src]} tokens, not {n}")
+        if src == dst:
+            raise InvalidInputError(f"cannot copy sequence {src} onto itself; use truncate_sequence")
+        native_remove_positions(self._ptr, <int32_t>dst, 0)
+        if n:
+            native_copy_sequence(self._ptr, <int32_t>src, <int32_t>dst, <int32_t>n)
+        self._n_past[dst] = <int32_t>n
+
+    def clear(self):
+        """Forget all sequences.
+
+        Notes
+        -----
+        Native: llama_memory_clear (llama.h).
+        """
+        self.c_enter()
+        native_clear_memory(self._ptr)
+        self._n_past.assign(self._n_past.size(), 0)
+        self._has_logits = False
+
+    def close(self):
+        """Free the memory. May be called again.
+
+        Raises
+        ------
+        BufferError
+            An array over ``logits`` is still alive.
+        BusyError
+            Another thread is evaluating.
+        """
+        if self._ptr == NULL:
+            return
+        self.c_enter()
+        if self._views:
+            raise BufferError(f"{self._views} views of this context's logits are still alive")
+        native_free_context(self._ptr)
+        self._ptr = NULL
+        self._model._children -= 1
+
+    @property
+    def closed(self):
+        """bool : whether the context was closed."""
+        return self._ptr == NULL
+
+    def __enter__(self):
+        self.c_enter()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        if self._ptr == NULL:
+            return "Context(closed)"
+        return f"Context(n_ctx={self._info['n_ctx']}, n_seq_max={self._info['n_seq_max']})"
+
+    @property
+    def model(self):
+        """Model : whose context this is."""
+        return self._model
+
+    @property
+    def n_ctx(self):
+        """int : tokens that all sequences together can hold."""
+        return self._info["n_ctx"]
+
+    @property
+    def n_ctx_seq(self):
+        """int : tokens that one sequence can hold."""
+        return self._info["n_ctx_seq"]
+
+    @property
+    def n_batch(self):
+        """int : tokens handed to the library at once."""
+        return self._info["n_batch"]
+
+    @property
+    def n_ubatch(self):
+        """int : tokens computed at once."""
+        return self._info["n_ubatch"]
+
+    @property
+    def n_seq_max(self):
+        """int : sequences."""
+        return self._info["n_seq_max"]
+
+    @property
+    def n_threads(self):
+        """int : CPU threads."""
+        return self._info["n_threads"]
+
+
+def _check_range(name, value, low, high):
+    if not low <= value <= high:
+        raise InvalidInputError(f"{name} must be {low} to {high}, not {value}")
+
+
+def _cache_type(name, value):
+    if value not in _CACHE_TYPES:
+        raise InvalidInputError(f"{name} must be one of {', '.join(_CACHE_TYPES)}, not {value!r}")
+    return _CACHE_TYPES[value]

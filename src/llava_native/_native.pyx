@@ -1,0 +1,159 @@
+"""LAYER 2, the checked calls: every native function that this package uses.
+
+Whether the GIL is released and what an error becomes is decided here, once a function. This is the only
+module that is linked to the libraries, so that one ggml lives in the process; the classes of layer 3
+reach it through _native.pxd.
+"""
+
+import json
+import logging
+from importlib import resources
+
+from libc.stdint cimport INT32_MIN
+from libc.stdio cimport fflush, fprintf, stderr
+from libc.string cimport memset, strncpy
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
+
+from llava_native._cancel cimport watch_end, watch_progress, watch_stop
+from llava_native.capi cimport ggml
+from llava_native.errors import (
+    DecodeError,
+    EncodeError,
+    GrammarError,
+    InvalidInputError,
+    LlavaError,
+    ModelLoadError,
+)
+
+cdef extern from "capi/log_ring.hpp" namespace "llava_native" nogil:
+    cppclass LogLine:
+        int level
+        string text
+
+    cppclass LogRing:
+        @staticmethod
+        void sink(ggml.ggml_log_level level, const char *text, void *self) noexcept
+        cbool pop(LogLine &out)
+        @staticmethod
+        cbool is_own(const LogLine &line)
+
+# never freed: native threads may still log while the interpreter exits
+cdef LogRing *_ring = new LogRing()
+cdef object _logger = logging.getLogger("llava_native")
+cdef int ERROR_LOG_LINES = 5
+cdef bint _backend_ready = False
+cdef dict _live = {"model": 0, "context": 0, "encoder": 0, "embedding": 0, "sampler": 0}
+
+# what C++ exceptions become in Cython; MemoryError and KeyboardInterrupt pass through unchanged
+_CPP_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, ArithmeticError, TypeError, OSError)
+
+
+cdef void _on_abort(const char *message) noexcept nogil:
+    # the process ends after this; without a callback ggml would start a debugger on it
+    fprintf(stderr, "llava_native: the native library aborted: %s\n", message)
+    fflush(stderr)
+
+
+# as functions of the C types: a static member function has no type that Cython knows
+cdef void _log_sink(ggml.ggml_log_level level, const char *text, void *ring) noexcept nogil:
+    if level != ggml.GGML_LOG_LEVEL_DEBUG:
+        LogRing.sink(level, text, ring)
+
+
+llama.llama_log_set(_log_sink, _ring)
+mtmd.mtmd_log_set(_log_sink, _ring)
+ggml.ggml_set_abort_callback(_on_abort)
+
+
+cdef tuple _drain_log():
+    """Pass the native lines on to `logging`; return this thread's last warnings and errors."""
+    cdef LogLine line
+    cdef list own = []
+    while _ring.pop(line):
+        text = line.text.decode("utf-8", "replace")
+        if line.level >= ggml.GGML_LOG_LEVEL_WARN:
+            _logger.log(logging.ERROR if line.level == ggml.GGML_LOG_LEVEL_ERROR else logging.WARNING, text)
+            if LogRing.is_own(line):
+                own.append(text)
+        else:
+            _logger.debug(text)
+    return tuple(own[-ERROR_LOG_LINES:])
+
+
+cdef object _error(cls, str message, str call, code=None):
+    return cls(message, call=call, code=code, log=_drain_log())
+
+
+cdef int _ensure_backend() except -1:
+    """Initialise the backends before the first native object: slow on a GPU build, so not at import."""
+    global _backend_ready
+    if not _backend_ready:
+        llama.llama_backend_init()
+        _backend_ready = True
+        _drain_log()
+    return 0
+
+
+cdef int native_count(str kind, int change) except -1:
+    """Count a native object that came to life (1) or was freed (-1)."""
+    _live[kind] += change
+    return 0
+
+
+def live_counts():
+    """Return how many native objects of each kind are alive, for tests."""
+    return dict(_live)
+
+
+def build_info():
+    """Return what this build was made from and with, as CMake wrote it."""
+    return json.loads(resources.files("llava_native").joinpath("_build_info.json").read_text("utf-8"))
+
+
+cdef dict _device_features(ggml.ggml_backend_dev_t device):
+    cdef ggml.ggml_backend_reg_t reg = ggml.ggml_backend_dev_backend_reg(device)
+    cdef void *address = ggml.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_get_features")
+    cdef ggml.ggml_backend_feature *feature
+    cdef dict features = {}
+    if address != NULL:
+        feature = (<ggml.ggml_backend_get_features_t>address)(reg)
+        while feature.name != NULL:
+            features[feature.name.decode()] = feature.value.decode()
+            feature += 1
+    return features
+
+
+def devices():
+    """Return the compute devices of this build: a list of dicts, in the order the libraries use them."""
+    cdef size_t i, free, total
+    cdef ggml.ggml_backend_dev_t device
+    _ensure_backend()
+    kinds = {
+        ggml.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
+        ggml.GGML_BACKEND_DEVICE_TYPE_GPU: "gpu",
+        ggml.GGML_BACKEND_DEVICE_TYPE_IGPU: "igpu",
+        ggml.GGML_BACKEND_DEVICE_TYPE_ACCEL: "accel",
+    }
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        free = total = 0
+        ggml.ggml_backend_dev_memory(device, &free, &total)
+        found.append({
+            "name": ggml.ggml_backend_dev_name(device).decode(),
+            "backend": ggml.ggml_backend_reg_name(ggml.ggml_backend_dev_backend_reg(device)).decode(),
+            "type": kinds.get(ggml.ggml_backend_dev_get_type(device), "other"),
+            "description": ggml.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+            "memory_free": free,
+            "memory_total": total,
+            "features": _device_features(device),
+        })
+    return found
+
+
+# one linked module, one concept a file
+include "native/model.pxi"
+include "native/context.pxi"
+include "native/encoder.pxi"
+include "native/sampler.pxi"

@@ -1,0 +1,167 @@
+"""Sampler: choose the next token from a context's logits."""
+
+from llava_native._context cimport Context
+from llava_native._native cimport (
+    native_accept,
+    native_free_sampler,
+    native_new_chain,
+    native_new_grammar,
+    native_reset_sampler,
+    native_sample,
+)
+from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, InvalidInputError
+from llava_native.params import SamplingParams
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
+
+
+cdef class Sampler:
+    """Choose tokens as ``SamplingParams`` says, remembering what was chosen.
+
+    Parameters
+    ----------
+    model : Model
+        Kept alive; its vocabulary is used.
+    params : SamplingParams, optional
+        Default: llama.cpp's own.
+
+    Raises
+    ------
+    GrammarError
+        The grammar does not parse.
+    InvalidInputError
+        A biased token id is out of range.
+
+    Notes
+    -----
+    Native: llama_sampler_chain_init, llama_sampler_init_* (llama.h). Order of the chain: logit bias,
+    penalties, DRY, top-k, typical, top-p, min-p, XTC, temperature, choice. A grammar is checked on the
+    chosen token first and filters the vocabulary only where that fails, as llama.cpp's programs do.
+    Threads: one at a time; a second one raises ``BusyError``.
+    """
+
+    def __init__(self, Model model not None, params=None):
+        if self._chain != NULL:
+            raise InUseError("this Sampler is open already")
+        model.c_open()
+        params = SamplingParams() if params is None else params
+        for token in params.logit_bias or ():
+            model.c_check_token(token)
+        self.params = params
+        self._pid = getpid()
+        self._chain = native_new_chain(model.c_open(), params)
+        self._model = model
+        model._children += 1
+        if params.grammar is not None:
+            try:
+                self._grammar = native_new_grammar(model.c_open(), params.grammar, params.grammar_root)
+            except BaseException:
+                self.c_free()
+                raise
+        self._candidates.resize(model.n_vocab)
+
+    cdef int c_free(self) except -1:
+        if self._chain == NULL:
+            return 0
+        native_free_sampler(self._chain)
+        self._chain = NULL
+        if self._grammar != NULL:
+            native_free_sampler(self._grammar)
+            self._grammar = NULL
+        self._model._children -= 1
+        return 0
+
+    def __dealloc__(self):
+        if self._pid == getpid():
+            self.c_free()
+
+    cdef int c_enter(self) except -1:
+        if self._chain == NULL:
+            raise ClosedError("this sampler was closed")
+        if self._pid != getpid():
+            raise ForkError("this Sampler was made before os.fork(); make it in the child, or use spawn")
+        if self._busy:
+            raise BusyError("another thread is inside this Sampler; it serves one at a time")
+        return 0
+
+    def sample(self, Context ctx not None):
+        """Choose the token after the last one that `ctx` evaluated, and remember it.
+
+        Parameters
+        ----------
+        ctx : Context
+            Of the same model.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        InvalidInputError
+            `ctx` has no logits, or belongs to another model.
+        GrammarError
+            The grammar lets no token through.
+
+        Notes
+        -----
+        Native: llama_get_logits_ith, llama_sampler_apply, llama_sampler_accept (llama.h). GIL: released.
+        """
+        cdef int token
+        cdef float *logits
+        self.c_enter()
+        if ctx._model is not self._model:
+            raise InvalidInputError("the sampler and the context belong to different models")
+        logits = ctx.c_logits()
+        self._busy = ctx._busy = True
+        try:
+            token = native_sample(self._chain, self._grammar, logits, &self._candidates)
+        finally:
+            self._busy = ctx._busy = False
+        self.accept(token)
+        return token
+
+    def accept(self, long long token):
+        """Remember a token as part of the text, for penalties and the grammar.
+
+        Raises
+        ------
+        GrammarError
+            The grammar forbids the token here.
+        """
+        self.c_enter()
+        self._model.c_check_token(token)
+        if self._grammar != NULL:
+            native_accept(self._grammar, <int>token)
+        native_accept(self._chain, <int>token)
+
+    def reset(self):
+        """Forget what was chosen, and start the random numbers again from the seed.
+
+        Notes
+        -----
+        Native: llama_sampler_reset (llama.h).
+        """
+        self.c_enter()
+        native_reset_sampler(self._chain)
+        if self._grammar != NULL:
+            native_reset_sampler(self._grammar)
+
+    def close(self):
+        """Free the sampler. May be called again."""
+        if self._chain != NULL:
+            self.c_enter()
+            self.c_free()
+
+    @property
+    def closed(self):
+        """bool : whether the sampler was closed."""
+        return self._chain == NULL
+
+    def __enter__(self):
+        self.c_enter()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()

@@ -1,0 +1,206 @@
+# Part of _native: sampler chains and grammars.
+
+cdef int _add(llama.llama_sampler *chain, llama.llama_sampler *part, str what) except -1:
+    """llama_sampler_chain_add (llama.h): the chain owns `part` from here on."""
+    if part == NULL:
+        raise _error(InvalidInputError, f"the {what} sampler was refused", f"llama_sampler_init_{what}")
+    llama.llama_sampler_chain_add(chain, part)
+    return 0
+
+
+cdef int _add_logit_bias(llama.llama_sampler *chain, int32_t n_vocab, dict logit_bias) except -1:
+    cdef vector[llama.llama_logit_bias] biases
+    cdef llama.llama_logit_bias bias
+    for token, value in logit_bias.items():
+        bias.token = token
+        bias.bias = value
+        biases.push_back(bias)
+    return _add(
+        chain, llama.llama_sampler_init_logit_bias(n_vocab, <int32_t>biases.size(), biases.data()),
+        "logit_bias")
+
+
+cdef int _add_dry(llama.llama_sampler *chain, const llama.llama_vocab *vocab, params, int32_t last_n) except -1:
+    cdef list raw = [text.encode() for text in params.dry_sequence_breakers]
+    cdef vector[const char *] breakers
+    for text in raw:
+        breakers.push_back(<const char *><bytes>text)
+    return _add(
+        chain,
+        llama.llama_sampler_init_dry(
+            vocab, params.dry_multiplier, params.dry_base, params.dry_allowed_length, last_n,
+            breakers.data(), breakers.size()),
+        "dry")
+
+
+cdef int _add_truncation(llama.llama_sampler *chain, params) except -1:
+    """The samplers that narrow the candidates, in llama.cpp's own order."""
+    if params.top_k > 0:
+        _add(chain, llama.llama_sampler_init_top_k(params.top_k), "top_k")
+    if params.typical_p < 1.0:
+        _add(chain, llama.llama_sampler_init_typical(params.typical_p, 1), "typical")
+    if params.top_p < 1.0:
+        _add(chain, llama.llama_sampler_init_top_p(params.top_p, 1), "top_p")
+    if params.min_p > 0.0:
+        _add(chain, llama.llama_sampler_init_min_p(params.min_p, 1), "min_p")
+    if params.xtc_probability > 0.0:
+        _add(
+            chain,
+            llama.llama_sampler_init_xtc(params.xtc_probability, params.xtc_threshold, 1, params.seed), "xtc")
+    return 0
+
+
+cdef int _fill_chain(llama.llama_sampler *chain, llama.llama_model *model, params) except -1:
+    cdef const llama.llama_vocab *vocab = llama.llama_model_get_vocab(model)
+    cdef int32_t n_vocab = llama.llama_vocab_n_tokens(vocab)
+    cdef int32_t n_ctx_train = llama.llama_model_n_ctx_train(model)
+    cdef uint32_t seed = params.seed
+    if params.logit_bias:
+        _add_logit_bias(chain, n_vocab, params.logit_bias)
+    if params.has_penalties:
+        _add(
+            chain,
+            llama.llama_sampler_init_penalties(
+                n_vocab, n_ctx_train if params.repeat_last_n < 0 else params.repeat_last_n,
+                params.repeat_penalty, params.frequency_penalty, params.presence_penalty),
+            "penalties")
+    if params.dry_multiplier > 0.0:
+        _add_dry(chain, vocab, params, n_ctx_train if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n)
+    if params.temperature <= 0.0:
+        return _add(chain, llama.llama_sampler_init_greedy(), "greedy")
+    if params.mirostat_mode:
+        _add(chain, llama.llama_sampler_init_temp(params.temperature), "temp")
+        if params.mirostat_mode == 1:
+            return _add(
+                chain,
+                llama.llama_sampler_init_mirostat(
+                    n_vocab, seed, params.mirostat_tau, params.mirostat_eta, 100),
+                "mirostat")
+        return _add(
+            chain, llama.llama_sampler_init_mirostat_v2(seed, params.mirostat_tau, params.mirostat_eta),
+            "mirostat_v2")
+    _add_truncation(chain, params)
+    _add(chain, llama.llama_sampler_init_temp(params.temperature), "temp")
+    return _add(chain, llama.llama_sampler_init_dist(seed), "dist")
+
+
+cdef llama.llama_sampler *native_new_chain(llama.llama_model *model, object params) except NULL:
+    """A llama_sampler_chain_init chain of what SamplingParams asks for; it always ends in a selection."""
+    cdef llama.llama_sampler *chain = llama.llama_sampler_chain_init(
+        llama.llama_sampler_chain_default_params())
+    try:
+        _fill_chain(chain, model, params)
+    except BaseException:
+        llama.llama_sampler_free(chain)
+        raise
+    native_count("sampler", 1)
+    return chain
+
+
+cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str grammar, str root) except NULL:
+    """llama_sampler_init_grammar (llama.h)."""
+    cdef bytes raw_grammar = grammar.encode()
+    cdef bytes raw_root = root.encode()
+    cdef const char *c_grammar = raw_grammar
+    cdef const char *c_root = raw_root
+    cdef llama.llama_sampler *sampler = NULL
+    if not grammar.strip():
+        raise GrammarError("the grammar is empty")
+    try:
+        with nogil:
+            sampler = llama.llama_sampler_init_grammar(llama.llama_model_get_vocab(model), c_grammar, c_root)
+    except _CPP_ERRORS as exc:
+        raise _error(GrammarError, f"the grammar was refused: {exc}", "llama_sampler_init_grammar") from exc
+    if sampler == NULL:
+        raise _error(
+            GrammarError, f"the grammar does not parse, or has no rule {root!r}",
+            "llama_sampler_init_grammar")
+    native_count("sampler", 1)
+    return sampler
+
+
+cdef void native_free_sampler(llama.llama_sampler *sampler) noexcept:
+    with nogil:
+        llama.llama_sampler_free(sampler)
+    native_count("sampler", -1)
+
+
+cdef int native_reset_sampler(llama.llama_sampler *sampler) except -1:
+    with nogil:
+        llama.llama_sampler_reset(sampler)
+    return 0
+
+
+cdef int native_accept(llama.llama_sampler *sampler, int32_t token) except -1:
+    """llama_sampler_accept (llama.h); a grammar must have let the token through."""
+    try:
+        with nogil:
+            llama.llama_sampler_accept(sampler, token)
+    except _CPP_ERRORS as exc:
+        raise _error(GrammarError, f"the grammar forbids this token: {exc}", "llama_sampler_accept") from exc
+    return 0
+
+
+cdef void _fill_candidates(
+    const float *logits, vector[llama.llama_token_data] *candidates,
+    llama.llama_token_data_array *array) noexcept nogil:
+    cdef size_t i
+    cdef llama.llama_token_data *data = candidates.data()
+    for i in range(candidates.size()):
+        data[i].id = <int32_t>i
+        data[i].logit = logits[i]
+        data[i].p = 0.0
+    array.data = data
+    array.size = candidates.size()
+    array.selected = -1
+    array.sorted = False
+
+
+cdef int32_t _select(llama.llama_token_data_array *array) noexcept nogil:
+    if array.selected < 0 or array.selected >= <long long>array.size:
+        return -1
+    return array.data[array.selected].id
+
+
+cdef cbool _allows(llama.llama_sampler *grammar, int32_t token) except? False nogil:
+    """Whether the grammar lets one token through; much cheaper than filtering the whole vocabulary."""
+    cdef llama.llama_token_data one
+    cdef llama.llama_token_data_array array
+    one.id = token
+    one.logit = 1.0
+    one.p = 0.0
+    array.data = &one
+    array.size = 1
+    array.selected = -1
+    array.sorted = False
+    llama.llama_sampler_apply(grammar, &array)
+    return one.logit > -1e30
+
+
+cdef int32_t native_sample(
+    llama.llama_sampler *chain, llama.llama_sampler *grammar, const float *logits,
+    vector[llama.llama_token_data] *candidates) except? -1:
+    """llama_sampler_apply (llama.h) on a copy of the logits; `grammar` may be NULL.
+
+    As llama.cpp's own programs do: sample first, and only when the grammar forbids the token, filter the
+    whole vocabulary and sample again.
+    """
+    cdef llama.llama_token_data_array array
+    cdef int32_t token
+    try:
+        with nogil:
+            _fill_candidates(logits, candidates, &array)
+            llama.llama_sampler_apply(chain, &array)
+            token = _select(&array)
+            if grammar != NULL and (token < 0 or not _allows(grammar, token)):
+                _fill_candidates(logits, candidates, &array)
+                llama.llama_sampler_apply(grammar, &array)
+                llama.llama_sampler_apply(chain, &array)
+                token = _select(&array)
+                if token >= 0 and not _allows(grammar, token):
+                    token = -1
+    except _CPP_ERRORS as exc:
+        raise _error(GrammarError, f"sampling failed: {exc}", "llama_sampler_apply") from exc
+    if token < 0:
+        raise _error(GrammarError, "no token is left to choose: the grammar forbids all", "llama_sampler_apply")
+    return token

@@ -1,0 +1,122 @@
+"""SamplingParams: how the next token is chosen, under llama.cpp's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from llava_native.errors import InvalidInputError
+
+__all__ = ["SamplingParams"]
+
+_MAX_SEED = 2**32 - 2  # 2**32 - 1 means "random" to llama.cpp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen. Defaults are llama.cpp's own.
+
+    Parameters
+    ----------
+    temperature : float, default 0.8
+        0 takes the likeliest token always; the samplers below it then have no effect.
+    top_k : int, default 40
+        Keep the `top_k` likeliest tokens; 0 keeps all.
+    top_p : float, default 0.95
+        Keep the likeliest tokens that together have this probability; 1 keeps all.
+    min_p : float, default 0.05
+        Keep tokens at least this likely, relative to the likeliest; 0 keeps all.
+    typical_p : float, default 1.0
+        Locally typical sampling; 1 is off.
+    xtc_probability, xtc_threshold : float, default 0.0 and 0.1
+        Exclude top choices: with this probability, drop all but the least likely token above the
+        threshold.
+    repeat_penalty, frequency_penalty, presence_penalty : float, default 1.0, 0.0, 0.0
+        Make tokens of the last `repeat_last_n` less likely.
+    repeat_last_n : int, default 64
+        How far the penalties look back; 0 is off, -1 the trained context.
+    dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers
+        "Don't repeat yourself": 0.0 (off), 1.75, 2, -1 and ``("\\n", ":", '"', "*")``.
+    mirostat_mode, mirostat_tau, mirostat_eta : default 0 (off), 5.0, 0.1
+        Mirostat 1 or 2 instead of the truncating samplers.
+    logit_bias : mapping of int to float, optional
+        Added to the logits of these tokens; ``-inf`` forbids one.
+    seed : int, optional
+        0 to 2**32 - 2. Without one, a random seed is drawn and kept here.
+    grammar : str, optional
+        A GBNF grammar that the whole answer must follow.
+    grammar_root : str, default "root"
+        The grammar's start rule.
+
+    Raises
+    ------
+    InvalidInputError
+        A number is out of range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    mirostat_mode: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    grammar: str | None = None
+    grammar_root: str = "root"
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            object.__setattr__(self, "seed", random.randrange(_MAX_SEED + 1))
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # also refuses NaN
+                raise InvalidInputError(f"{name} must be {low} to {high}, not {value!r}")
+        for token, bias in (self.logit_bias or {}).items():
+            if math.isnan(bias) or bias == math.inf:
+                raise InvalidInputError(f"logit_bias[{token}] is {bias}; it must be finite or -inf")
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether any of the repeat, frequency and presence penalties has an effect."""
+        changes = (self.repeat_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+        return changes and self.repeat_last_n != 0
+
+
+_INT32_MAX = 2**31 - 1
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 1e6),
+    "top_k": (0, _INT32_MAX),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "repeat_penalty": (1e-3, 1e3),
+    "frequency_penalty": (-1e3, 1e3),
+    "presence_penalty": (-1e3, 1e3),
+    "repeat_last_n": (-1, _INT32_MAX),
+    "dry_multiplier": (0.0, 1e3),
+    "dry_base": (1.0, 1e3),
+    "dry_allowed_length": (0, _INT32_MAX),
+    "dry_penalty_last_n": (-1, _INT32_MAX),
+    "mirostat_mode": (0, 2),
+    "mirostat_tau": (0.0, 1e3),
+    "mirostat_eta": (0.0, 1e3),
+    "seed": (0, _MAX_SEED),
+}

@@ -1,0 +1,149 @@
+"""Prompts as lists of parts: text that is ours, text that is a user's, and image rows.
+
+Only a template's own text is searched for special tokens. A user's text is text, whatever it says:
+``<image>`` or ``<|end|>`` in it changes neither the images nor the special tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from llava_native.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from llava_native._embedding import ImageEmbedding
+    from llava_native._model import Model
+
+__all__ = ["TEMPLATES", "Part", "Template", "Text", "choose_template", "pieces"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Text of a prompt; `special` where it is ours and may name special tokens."""
+
+    text: str
+    special: bool = False
+
+
+Part: TypeAlias = "Text | ImageEmbedding"
+Piece: TypeAlias = "list[int] | ImageEmbedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """What a model family writes around a system text, a user's turn, and before its answer."""
+
+    system: tuple[str, str]
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    default_system: str | None = None
+    stops: tuple[str, ...] = ()
+
+    def turn(self, content: Sequence[Part]) -> list[Part]:
+        """Return the parts of one user's turn, and of the start of its answer."""
+        before, after = self.user
+        return [Text(before, True), *content, Text(after + self.assistant[0], True)]
+
+    def start(self, system: str | None) -> list[Part]:
+        """Return the parts before the first turn."""
+        system = self.default_system if system is None else system
+        if not system:
+            return []
+        return [Text(self.system[0], True), Text(system), Text(self.system[1], True)]
+
+
+TEMPLATES = {
+    "phi-3": Template(
+        system=("<|system|>\n", "<|end|>\n"),
+        user=("<|user|>\n", "<|end|>\n"),
+        assistant=("<|assistant|>\n", "<|end|>\n"),
+    ),
+    "llama-3": Template(
+        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    ),
+    "chatml": Template(
+        system=("<|im_start|>system\n", "<|im_end|>\n"),
+        user=("<|im_start|>user\n", "<|im_end|>\n"),
+        assistant=("<|im_start|>assistant\n", "<|im_end|>\n"),
+    ),
+    "vicuna": Template(
+        system=("", " "),
+        user=("USER: ", " "),
+        assistant=("ASSISTANT:", "</s>"),
+        default_system=(
+            "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+            "helpful, detailed, and polite answers to the human's questions."
+        ),
+        stops=("USER:",),
+    ),
+}
+
+_MARKS = {"<|assistant|>": "phi-3", "<|start_header_id|>": "llama-3", "<|im_start|>": "chatml"}
+
+
+def choose_template(model: Model, name: str | None = None) -> Template:
+    """Return the template of a name, or the one whose special tokens the vocabulary has.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no template of that name.
+    """
+    if name is None:
+        known = model.special_tokens
+        name = next((family for mark, family in _MARKS.items() if mark in known), "vicuna")
+    if name not in TEMPLATES:
+        raise InvalidInputError(f"chat_template must be one of {', '.join(TEMPLATES)}, not {name!r}")
+    return TEMPLATES[name]
+
+
+def pieces(model: Model, parts: Iterable[Part], *, add_bos: bool = True) -> list[Piece]:
+    """Tokenise parts into runs of token ids and image rows, in their order.
+
+    Special tokens are looked for in our own text only. What stands between two of them (or an image) is
+    tokenised as one text, ours and the user's together, so that the tokens are those of the whole prompt.
+    """
+    out: list[Piece] = []
+    ids: list[int] = [model.bos] if add_bos and model.add_bos and model.bos >= 0 else []
+    specials = {text.decode("utf-8", "replace"): rest for text, *rest in model._special() if text}
+    text = ""
+    strip_left = False
+
+    def flush() -> None:
+        nonlocal text, strip_left
+        if strip_left:
+            text = text.lstrip()
+        if text:
+            ids.extend(model.tokenize(text, add_special=False))
+        text, strip_left = "", False
+
+    for part in parts:
+        if not isinstance(part, Text):
+            flush()
+            out += [ids, part] if ids else [part]
+            ids = []
+            continue
+        for fragment in _split(part.text, specials) if part.special else [part.text]:
+            if not (part.special and fragment in specials):
+                text += fragment
+                continue
+            token, strips_left, strips_right = specials[fragment]
+            text = text.rstrip() if strips_left else text
+            flush()
+            ids.append(token)
+            strip_left = strips_right
+    flush()
+    return [*out, ids] if ids else out
+
+
+def _split(text: str, specials: Iterable[str]) -> list[str]:
+    """Split text at the special tokens in it, keeping them."""
+    found = sorted((special for special in specials if special in text), key=len, reverse=True)
+    if not found:
+        return [text]
+    return [part for part in re.split("(" + "|".join(map(re.escape, found)) + ")", text) if part]

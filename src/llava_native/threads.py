@@ -1,0 +1,42 @@
+"""How many CPU threads to use, when nobody said."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+__all__ = ["default_n_threads"]
+
+
+@functools.cache
+def default_n_threads() -> int:
+    """Return the physical cores that this process may use, at least 1.
+
+    Two hardware threads of one core share its multipliers, so counting both slows matrix work down. The
+    process's CPU affinity and a container's CPU quota are respected.
+    """
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # macOS: no affinity, and no two hardware threads a core on its own chips
+        return max(1, os.cpu_count() or 1)
+    cores = {_siblings(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """Name the physical core of a CPU: the list of the hardware threads on it."""
+    try:
+        path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        return Path(path).read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """CPUs that the container's quota is worth, rounded up; a large number where there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return 2**16
