@@ -9,16 +9,22 @@ if(NOT LLAVA_NATIVE_LLAMA_CPP)
   list(JOIN patch_files ", " patches)
 endif()
 
-get_cmake_property(variables CACHE_VARIABLES)
+# the options that a user chooses by; hundreds more have values that mean nothing on this machine
+set(backends BLAS CANN CPU CUDA HIP METAL MUSA OPENCL OPENVINO RPC SYCL VULKAN WEBGPU ZENDNN)
+set(others NATIVE OPENMP LLAMAFILE CPU_REPACK CPU_ALL_VARIANTS BACKEND_DL LTO BLAS_VENDOR
+    AVX AVX2 AVX512 AVX512_BF16 AVX512_VNNI AVX_VNNI AMX_BF16 AMX_INT8 AMX_TILE BMI2 F16C FMA SSE42)
 set(options "")
-foreach(variable IN LISTS variables)
-  # what was switched on, and what has a value: vendors, architectures
-  if(variable MATCHES "^GGML_[A-Z0-9_]+$" AND NOT variable MATCHES "WARNINGS|_DEFAULT$|_DIR$"
-     AND NOT "${${variable}}" MATCHES "^(|OFF|0|FALSE)$")
-    list(APPEND options "\"${variable}\": \"${${variable}}\"")
+foreach(option IN LISTS backends others)
+  set(value "${GGML_${option}}")
+  if(value AND NOT (option STREQUAL "BLAS_VENDOR" AND NOT GGML_BLAS))
+    string(APPEND options ",\n    \"GGML_${option}\": \"${value}\"")
   endif()
 endforeach()
-list(JOIN options ",\n    " options)
+if(GGML_CUDA)
+  list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
+  string(APPEND options ",\n    \"CMAKE_CUDA_ARCHITECTURES\": \"${architectures}\"")
+endif()
+string(REGEX REPLACE "^,\n *" "" options "${options}")
 
 file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/_build_info.json" CONTENT [[{
   "llama_cpp_commit": "@LLAMA_BUILD_COMMIT@",

@@ -17,7 +17,7 @@ from llava_native._native cimport (
     native_tokenize,
 )
 from llava_native.errors import ClosedError, ForkError, InUseError, InvalidInputError, UnsupportedModelError
-from llava_native.gguf import read_header
+from llava_native.gguf import Value, read_header
 from llava_native.preflight import check_text_model
 
 cdef extern from "unistd.h" nogil:
@@ -82,7 +82,7 @@ cdef class Model:
         self.path = os.fsdecode(path)
         self.vocab_only = vocab_only
         overrides = dict(kv_overrides or {})
-        check_text_model(read_header(self.path), vocab_only=vocab_only, overrides=overrides)
+        check_text_model(_overridden(read_header(self.path), overrides), vocab_only=vocab_only)
         params = native_model_params()
         params.n_gpu_layers = n_gpu_layers
         params.main_gpu = main_gpu
@@ -345,3 +345,12 @@ cdef class Model:
     def add_bos(self):
         """bool : whether a prompt starts with BOS."""
         return bool(self._info["add_bos"])
+
+
+def _overridden(header, overrides):
+    """The header as the library will see it."""
+    types = {bool: "bool", int: "u32", float: "f32", str: "str"}
+    return header.with_values({
+        key: Value(header.metadata[key].type if key in header.metadata else types.get(type(value), "str"), value)
+        for key, value in overrides.items()
+    })

@@ -5,9 +5,7 @@ module that is linked to the libraries, so that one ggml lives in the process; t
 reach it through _native.pxd.
 """
 
-import json
 import logging
-from importlib import resources
 
 from libc.stdint cimport INT32_MIN
 from libc.stdio cimport fflush, fprintf, stderr
@@ -108,6 +106,9 @@ def live_counts():
 
 def build_info():
     """Return what this build was made from and with, as CMake wrote it."""
+    import json
+    from importlib import resources
+
     return json.loads(resources.files("llava_native").joinpath("_build_info.json").read_text("utf-8"))
 
 
