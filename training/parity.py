@@ -52,7 +52,7 @@ def compare(reference: Reference, model_path: str, mmproj_path: str, pictures: i
     Returns
     -------
     dict
-        Smallest row cosine of the features, largest difference of a logit, share of equal next tokens.
+        Smallest cosine of a feature row, largest difference of a logit, share of equal next tokens.
     """
     from llava_native import Context, ImageEncoder, Model
 
@@ -80,7 +80,7 @@ def compare(reference: Reference, model_path: str, mmproj_path: str, pictures: i
                 agreed += int(logits.argmax() == expected.argmax())
                 asked += 1
         context.close()
-        Smallest cosine of a feature row, largest difference of a logit, share of equal next tokens.
+    return {
         "feature cosine (worst row)": worst,
         "logit gap (largest)": gap,
         "same next token": agreed / asked,
