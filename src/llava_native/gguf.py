@@ -63,9 +63,7 @@ _OTHER_FILES: Final = (
     (b"version https://git-lfs", "a Git LFS pointer, not the model itself: run 'git lfs pull'"),
     (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint: convert it to GGUF first"),
     (b"<", "a web page: the download failed"),
-    (b"lmgg", "a ggml file from before GGUF: convert the model again"),
-    (b"fmgg", "a ggml file from before GGUF: convert the model again"),
-    (b"tjgg", "a ggml file from before GGUF: convert the model again"),
+    ((b"lmgg", b"fmgg", b"tjgg"), "a ggml file from before GGUF: convert the model again"),
 )
 
 
@@ -234,7 +232,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
         alignment = _alignment(source, metadata)
         tensors = _read_tensors(source, n_tensors, alignment)
         data_offset = _padded(source.position, alignment) if tensors else source.position
-        source.forget_file()
+        source.file = None
     _check_length(source, tensors, data_offset)
     return GGUFHeader(name, version, metadata, tensors, alignment, data_offset, source.size)
 
@@ -257,16 +255,13 @@ class _Source:
         self.size = info.st_size
         self.position = 0
         self.data = b""
-        self._file: BinaryIO | None = file
+        self.file: BinaryIO | None = file
         if not stat.S_ISREG(info.st_mode):
             raise ModelFormatError(f"{path} is not a regular file")
 
     def fail(self, what: str) -> NoReturn:
         """Raise the error for a header that makes no sense."""
         raise ModelFormatError(f"{self.path} is damaged: {what}. Download or convert it again")
-
-    def forget_file(self) -> None:
-        self._file = None
 
     def reach(self, end: int) -> None:
         """Have the bytes before `end` in `data`."""
@@ -276,9 +271,8 @@ class _Source:
             self.fail(f"it ends inside its header (needs byte {end} of {self.size})")
         if end > MAX_HEADER_BYTES:
             self.fail(f"its header claims more than {MAX_HEADER_BYTES >> 20} MiB")
-        assert self._file is not None
-        more = self._file.read(max(_CHUNK, end - len(self.data)))
-        self.data += more
+        assert self.file is not None, "arrays are decoded from what was read"
+        self.data += self.file.read(max(_CHUNK, end - len(self.data)))
         if end > len(self.data):
             self.fail("it became shorter while it was read")
 
@@ -326,7 +320,7 @@ class _Source:
 
     def guess(self, count: int) -> None:
         """Read at once what `count` strings are likely to take."""
-        if self._file is not None:
+        if self.file is not None:
             self.reach(min(self.size, MAX_HEADER_BYTES, self.position + 20 * count))
 
     def take_strings(self, count: int) -> list[bytes]:

@@ -174,7 +174,8 @@ def check_mmproj(header: GGUFHeader) -> MmprojInfo:
     return MmprojInfo(
         header.path, image_size, patch_size, n_patches, width, n_embd, n_head, n_layer, projector,
         "v.class_embd" in header.tensors, "v.post_ln.weight" in header.tensors, features,
-        _rgb(keys, "clip.vision.image_mean"), _rgb(keys, "clip.vision.image_std"), _pinpoints(keys),
+        _rgb(keys, "clip.vision.image_mean"), _rgb(keys, "clip.vision.image_std"),
+        _pinpoints(keys, image_size),
         keys.text("clip.vision.mm_patch_merge_type", "flat"),
         nbytes.most_common(1)[0][0], nbytes.total(), header.fingerprint(),
     )  # fmt: skip
@@ -298,9 +299,10 @@ def _rgb(keys: Keys, key: str) -> tuple[float, float, float]:
     return (values[0], values[1], values[2])
 
 
-def _pinpoints(keys: Keys) -> tuple[tuple[int, int], ...]:
+def _pinpoints(keys: Keys, image_size: int) -> tuple[tuple[int, int], ...]:
     key = "clip.vision.image_grid_pinpoints"
     values = keys.numbers(key, "i32")
-    if len(values) % 2 or any(not 0 < value <= 1 << 16 for value in values):
-        keys.fail(f"{key} must hold pairs of positive sizes, not {values}")
+    # Anything but whole tiles leaves one that is smaller than a patch, or none: mtmd asserts both.
+    if len(values) % 2 or any(value % image_size or not 0 < value <= 64 * image_size for value in values):
+        keys.fail(f"{key} must hold pairs of multiples of {image_size}, not {values}")
     return tuple(zip(values[::2], values[1::2], strict=True))
