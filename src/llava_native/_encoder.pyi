@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from llava_native._cancel import CancelToken
 from llava_native._embedding import ImageEmbedding
-from llava_native.images import ImageLike
+from llava_native.images import ImageLike, Pixels
 
 PREPROCESSING: str
 
@@ -32,6 +32,8 @@ class ImageEncoder:
         background: tuple[int, int, int] = (255, 255, 255),
         cancel: CancelToken | None = None,
     ) -> ImageEmbedding: ...
+    def prepare(self, image: ImageLike, *, background: tuple[int, int, int] = (255, 255, 255)) -> Pixels: ...
+    def encode_pixels(self, pixels: Pixels, *, cancel: CancelToken | None = None) -> ImageEmbedding: ...
     def close(self) -> None: ...
     @property
     def closed(self) -> bool: ...

@@ -151,21 +151,38 @@ cdef class ImageEncoder:
         Native: mtmd_bitmap_init, mtmd_tokenize_from_parts, mtmd_batch_encode, mtmd_batch_get_output_embd
         (mtmd.h); the batch owns the rows and the result keeps it, so no row is copied.
         """
-        from llava_native.images import llava_pixels, rgb_pixels
-
         self.c_enter()
         if cancel is not None:
             cancel.raise_if_cancelled()
-        if self._info.is_llava15:
-            pixels = llava_pixels(image, self._info.image_size, background=background)
-        else:
-            pixels = rgb_pixels(image, background=background)
-        return self._encode_pixels(pixels.data, pixels.width, pixels.height, cancel)
+        return self.encode_pixels(self.prepare(image, background=background), cancel=cancel)
 
-    def _encode_pixels(self, data, unsigned int width, unsigned int height, CancelToken cancel):
+    def prepare(self, image, *, background=(255, 255, 255)):
+        """Decode an image and bring it to the size that this encoder sees: the first half of ``encode``.
+
+        Returns
+        -------
+        llava_native.images.Pixels
+            ``(data, width, height)``; `data` may look into `image`'s own memory.
+
+        Notes
+        -----
+        No native call; any number of threads at once.
+        """
+        from llava_native.images import llava_pixels, rgb_pixels
+
+        if self._info is None:
+            raise ClosedError("this ImageEncoder was never loaded")
+        if self._info.is_llava15:
+            return llava_pixels(image, self._info.image_size, background=background)
+        return rgb_pixels(image, background=background)
+
+    def encode_pixels(self, pixels, *, CancelToken cancel=None):
+        """Encode what ``prepare`` returned: the second half of ``encode``, with the same errors."""
         cdef Py_buffer buffer
         cdef vector[EncodedRows] rows
-        PyObject_GetBuffer(data, &buffer, PyBUF_CONTIG_RO)
+        cdef unsigned int width = pixels.width
+        cdef unsigned int height = pixels.height
+        PyObject_GetBuffer(pixels.data, &buffer, PyBUF_CONTIG_RO)
         try:
             if <size_t>buffer.len != <size_t>width * height * 3:
                 raise InvalidInputError(f"{buffer.len} bytes are not {width}x{height} RGB pixels")

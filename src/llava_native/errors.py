@@ -153,5 +153,5 @@ class ForkError(LlavaError, RuntimeError):
     """The object was made before ``os.fork()``; native threads and devices do not survive it."""
 
 
-class NativeAbort(LlavaError, RuntimeError):
+class NativeAbort(LlavaError, RuntimeError):  # noqa: N818 - the name that callers know
     """The native library hit an assertion; the object it happened in must not be used again."""

@@ -324,23 +324,28 @@ class _Source:
             self.reach(min(self.size, MAX_HEADER_BYTES, self.position + 20 * count))
 
     def take_strings(self, count: int) -> list[bytes]:
-        """Read `count` strings."""
+        """Read `count` strings.
+
+        Slices beyond `data` come out short, which shows at the end: then more is read and all is done
+        again, which is cheaper than to look at every string.
+        """
         self.guess(count)
-        items: list[bytes] = []
-        length, append = _U64.unpack_from, items.append
-        data, position, limit = self.data, self.position, len(self.data)
-        for _ in repeat(None, count):
-            start = position + 8
-            if start > limit:
-                self.reach(start)
-                data, limit = self.data, len(self.data)
-            position = start + length(data, position)[0]
-            if position > limit:
-                self.reach(position)
-                data, limit = self.data, len(self.data)
-            append(data[start:position])
-        self.position = position
-        return items
+        length = _U64.unpack_from
+        while True:
+            data, position = self.data, self.position
+            items: list[bytes] = []
+            append = items.append
+            try:
+                for _ in repeat(None, count):
+                    start = position + 8
+                    position = start + length(data, position)[0]
+                    append(data[start:position])
+            except (struct.error, OverflowError):
+                position += 8
+            if position <= len(data):
+                self.position = position
+                return items
+            self.reach(max(position, min(2 * len(data), self.size, MAX_HEADER_BYTES)))
 
     def skip_strings(self, count: int) -> None:
         """Move over `count` strings.

@@ -38,7 +38,8 @@ class SamplingParams:
     repeat_last_n : int, default 64
         How far the penalties look back; 0 is off, -1 the trained context.
     dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers
-        "Don't repeat yourself": 0.0 (off), 1.75, 2, -1 and ``("\\n", ":", '"', "*")``.
+        "Don't repeat yourself": off, 1.75, 2, -1 (all the trained context), and newline, colon, double
+        quote and asterisk.
     mirostat_mode, mirostat_tau, mirostat_eta : default 0 (off), 5.0, 0.1
         Mirostat 1 or 2 instead of the truncating samplers.
     logit_bias : mapping of int to float, optional

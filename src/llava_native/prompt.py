@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Sequence, Sized
+from typing import TYPE_CHECKING, TypeVar
 
 from llava_native.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from llava_native._embedding import ImageEmbedding
     from llava_native._model import Model
 
-__all__ = ["TEMPLATES", "Part", "Template", "Text", "choose_template", "pieces"]
+__all__ = ["TEMPLATES", "Template", "Text", "choose_template", "pieces"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Text:
     special: bool = False
 
 
-Part: TypeAlias = "Text | ImageEmbedding"
-Piece: TypeAlias = "list[int] | ImageEmbedding"
+_Image = TypeVar("_Image", bound=Sized)  # whatever stands for an image: only its place matters here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +40,12 @@ class Template:
     default_system: str | None = None
     stops: tuple[str, ...] = ()
 
-    def turn(self, content: Sequence[Part]) -> list[Part]:
+    def turn(self, content: Sequence[Text | _Image]) -> list[Text | _Image]:
         """Return the parts of one user's turn, and of the start of its answer."""
         before, after = self.user
         return [Text(before, True), *content, Text(after + self.assistant[0], True)]
 
-    def start(self, system: str | None) -> list[Part]:
+    def start(self, system: str | None) -> list[Text]:
         """Return the parts before the first turn."""
         system = self.default_system if system is None else system
         if not system:
@@ -102,15 +100,19 @@ def choose_template(model: Model, name: str | None = None) -> Template:
     return TEMPLATES[name]
 
 
-def pieces(model: Model, parts: Iterable[Part], *, add_bos: bool = True) -> list[Piece]:
-    """Tokenise parts into runs of token ids and image rows, in their order.
+def pieces(model: Model, parts: Iterable[Text | _Image]) -> list[list[int] | _Image]:
+    """Tokenise parts into runs of token ids and images, in their order; BOS first where the model wants it.
 
     Special tokens are looked for in our own text only. What stands between two of them (or an image) is
     tokenised as one text, ours and the user's together, so that the tokens are those of the whole prompt.
     """
-    out: list[Piece] = []
-    ids: list[int] = [model.bos] if add_bos and model.add_bos and model.bos >= 0 else []
-    specials = {text.decode("utf-8", "replace"): rest for text, *rest in model._special() if text}
+    out: list[list[int] | _Image] = []
+    ids: list[int] = [model.bos] if model.add_bos and model.bos >= 0 else []
+    specials = {
+        text.decode("utf-8", "replace"): (token, left, right)
+        for text, token, left, right in model._special()
+        if text
+    }
     text = ""
     strip_left = False
 
