@@ -104,7 +104,7 @@ class Trainer:
             answer, patches = self.model(batch, text=not eyes_only)
         for optimiser in self.optimisers:
             optimiser.zero_grad()
-        (answer * 2 + patches * (1.0 if eyes_only else 0.3)).backward()
+        (answer * 2 + patches * (1.0 if eyes_only else 0.5)).backward()
         self.average_gradients()
         start = self.args.eyes if not eyes_only else 0
         rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr)
@@ -217,8 +217,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
-    add("--steps", type=int, default=4200, help="all steps")
-    add("--eyes", type=int, default=700, help="steps at the start that train only the vision tower")
+    add("--steps", type=int, default=3400, help="all steps")
+    add("--eyes", type=int, default=1000, help="steps at the start that train only the vision tower")
     add("--lr", type=float, default=1.5e-3)
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="one a core; the batch grows with them")
