@@ -15,8 +15,8 @@ from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
 from llava_native.errors import BusyError, ClosedError, EmbeddingMismatchError, InvalidInputError
 from llava_native.params import SamplingParams
-from llava_native.prompt import Text, choose_template, pieces
-from llava_native.stream import PendingImage, Prompt, Result, TokenStream, check_length
+from llava_native.prompt import Part, PendingImage, Prompt, Text, check_length, choose_template, pieces
+from llava_native.stream import Result, TokenStream
 
 if TYPE_CHECKING:
     from llava_native.images import ImageLike
@@ -276,14 +276,11 @@ class Llava:
 
     def _plan(self, prompt: str, images: list[ImageLike], system: str | None) -> Prompt:
         """Tokenise the text, and refuse what cannot fit before any image is touched."""
-        content: list[Text | PendingImage | ImageEmbedding] = []
+        content: list[Part] = []
         for image in images:
             content += [self._image_part(image), Text("\n")]
         content.append(Text(prompt))
-        parts: list[Text | PendingImage | ImageEmbedding] = []
-        parts += self._template.start(system)
-        parts += self._template.turn(content)
-        made = pieces(self._model, parts)
+        made = pieces(self._model, self._template.start(system) + self._template.turn(content))
         n_tokens = sum(len(piece) for piece in made)
         check_length(n_tokens, self._context.n_ctx_seq)
         return Prompt(made, n_tokens)

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence, Sized
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from llava_native.errors import InvalidInputError
+from llava_native.errors import InvalidInputError, PromptTooLongError
 
 if TYPE_CHECKING:
+    from llava_native._embedding import ImageEmbedding
+    from llava_native._encoder import ImageEncoder
     from llava_native._model import Model
+    from llava_native.images import ImageLike
 
-__all__ = ["TEMPLATES", "Template", "Text", "choose_template", "pieces"]
+__all__ = [
+    "TEMPLATES",
+    "Part",
+    "PendingImage",
+    "Piece",
+    "Prompt",
+    "Template",
+    "Text",
+    "check_length",
+    "choose_template",
+    "pieces",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +41,26 @@ class Text:
     special: bool = False
 
 
-_Image = TypeVar("_Image", bound=Sized)  # whatever stands for an image: only its place matters here
+class PendingImage(NamedTuple):
+    """An image of a prompt that is encoded when its stream begins."""
+
+    encoder: ImageEncoder
+    image: ImageLike
+
+    def __len__(self) -> int:
+        """Rows that it will have; of an encoder with tiles, at least."""
+        return self.encoder.n_tokens
+
+
+Part: TypeAlias = "Text | ImageEmbedding | PendingImage"
+Piece: TypeAlias = "list[int] | ImageEmbedding | PendingImage"
+
+
+class Prompt(NamedTuple):
+    """What a stream evaluates before its first token, and how many tokens that is, as far as is known."""
+
+    pieces: Sequence[Piece]
+    n_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +73,12 @@ class Template:
     default_system: str | None = None
     stops: tuple[str, ...] = ()
 
-    def turn(self, content: Sequence[Text | _Image]) -> list[Text | _Image]:
+    def turn(self, content: Sequence[Part]) -> list[Part]:
         """Return the parts of one user's turn, and of the start of its answer."""
         before, after = self.user
         return [Text(before, True), *content, Text(after + self.assistant[0], True)]
 
-    def start(self, system: str | None) -> list[Text]:
+    def start(self, system: str | None) -> list[Part]:
         """Return the parts before the first turn."""
         system = self.default_system if system is None else system
         if not system:
@@ -100,13 +133,13 @@ def choose_template(model: Model, name: str | None = None) -> Template:
     return TEMPLATES[name]
 
 
-def pieces(model: Model, parts: Iterable[Text | _Image]) -> list[list[int] | _Image]:
+def pieces(model: Model, parts: Iterable[Part]) -> list[Piece]:
     """Tokenise parts into runs of token ids and images, in their order; BOS first where the model wants it.
 
     Special tokens are looked for in our own text only. What stands between two of them (or an image) is
     tokenised as one text, ours and the user's together, so that the tokens are those of the whole prompt.
     """
-    out: list[list[int] | _Image] = []
+    out: list[Piece] = []
     ids: list[int] = [model.bos] if model.add_bos and model.bos >= 0 else []
     specials = {
         text.decode("utf-8", "replace"): (token, left, right)
@@ -149,3 +182,14 @@ def _split(text: str, specials: Iterable[str]) -> list[str]:
     if not found:
         return [text]
     return [part for part in re.split("(" + "|".join(map(re.escape, found)) + ")", text) if part]
+
+
+def check_length(n_tokens: int, n_ctx: int) -> None:
+    """Raise PromptTooLongError unless the prompt leaves room for a token of the answer."""
+    if n_tokens >= n_ctx:
+        raise PromptTooLongError(
+            f"the prompt has {n_tokens} tokens, and n_ctx={n_ctx} must also hold the answer; shorten it, "
+            "use fewer images, or make the context larger",
+            n_tokens=n_tokens,
+            n_ctx=n_ctx,
+        )

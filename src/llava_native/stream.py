@@ -8,16 +8,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
 from llava_native._sampler import Sampler
-from llava_native.errors import CancelledError, PromptTooLongError, TimeoutExpiredError
+from llava_native.errors import CancelledError, TimeoutExpiredError
+from llava_native.prompt import PendingImage, check_length
 from llava_native.text import StopSplitter, Utf8Decoder
 
 if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
     from llava_native._context import Context
     from llava_native._embedding import ImageEmbedding
-    from llava_native._encoder import ImageEncoder
-    from llava_native.images import ImageLike
     from llava_native.params import SamplingParams
+    from llava_native.prompt import Prompt
 
 __all__ = ["FinishReason", "Result", "Timings", "Token", "TokenStream", "Usage"]
 
@@ -76,24 +76,6 @@ class Result(NamedTuple):
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
-
-
-class PendingImage(NamedTuple):
-    """An image of a prompt that is encoded when its stream begins."""
-
-    encoder: ImageEncoder
-    image: ImageLike
-
-    def __len__(self) -> int:
-        """Rows that it will have; of an encoder with tiles, at least."""
-        return self.encoder.n_tokens
-
-
-class Prompt(NamedTuple):
-    """What a stream evaluates before its first token, and how many tokens that is, as far as is known."""
-
-    pieces: Sequence[list[int] | ImageEmbedding | PendingImage]
-    n_tokens: int
 
 
 class TokenStream:
@@ -276,14 +258,3 @@ class TokenStream:
         for _ in self:
             pass
         return Result(self.text, self.finish_reason or "cancelled", self.usage, self.timings)
-
-
-def check_length(n_tokens: int, n_ctx: int) -> None:
-    """Raise PromptTooLongError unless the prompt leaves room for a token of the answer."""
-    if n_tokens >= n_ctx:
-        raise PromptTooLongError(
-            f"the prompt has {n_tokens} tokens, and n_ctx={n_ctx} must also hold the answer; shorten it, "
-            "use fewer images, or make the context larger",
-            n_tokens=n_tokens,
-            n_ctx=n_ctx,
-        )
