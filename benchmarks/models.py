@@ -152,8 +152,8 @@ def text_tensors(shape: TextShape) -> Iterator[Tensor]:
     yield Tensor("token_embd.weight", (shape.n_vocab, embd), half, EMBD_STD)
     for i in range(shape.n_layer):
         block = f"blk.{i}."
-        yield Tensor(block + "attn_q.weight", (embd, embd), half, gain)
-        yield Tensor(block + "attn_k.weight", (kv, embd), half, gain)
+        yield Tensor(block + "attn_q.weight", (embd, embd), half, 1.8 * gain)
+        yield Tensor(block + "attn_k.weight", (kv, embd), half, 1.8 * gain)
         yield Tensor(block + "attn_v.weight", (kv, embd), half, gain)
         yield Tensor(block + "attn_output.weight", (embd, embd), half, 3 * gain * residual)
         yield Tensor(block + "ffn_gate.weight", (ff, embd), half, gain)
