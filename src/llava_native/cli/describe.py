@@ -54,15 +54,12 @@ def describe(
     )
     with loaded as llava:
         for image in images:
-            if len(images) > 1:
-                print(f"{image}: ", end="")
             try:
                 with llava.stream(prompt, image=image, **options) as stream:
-                    _show(stream)
+                    _show(stream, f"{image}: " if len(images) > 1 else "")
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
                 if len(images) == 1:
                     raise
-                print()
                 print(f"llava-native: {image}: {exc}", file=sys.stderr)
                 failures += 1
                 continue
@@ -71,10 +68,11 @@ def describe(
     return 1 if failures else 0
 
 
-def _show(stream: TokenStream) -> None:
+def _show(stream: TokenStream, name: str) -> None:
     for token in stream:
-        print(token.text, end="", flush=True)
-    print()
+        print(name + token.text, end="", flush=True)
+        name = ""
+    print(name)
 
 
 def _report(stream: TokenStream) -> None:
