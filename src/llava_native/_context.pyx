@@ -3,6 +3,7 @@
 import warnings
 
 from libcpp cimport bool as cbool
+from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, watch_begin, watch_stop
 from llava_native._embedding cimport ImageEmbedding
@@ -29,9 +30,6 @@ from llava_native.errors import (
     InvalidInputError,
 )
 from llava_native.threads import default_n_threads
-
-cdef extern from "unistd.h" nogil:
-    int getpid()
 
 cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 _CACHE_TYPES = {"f32": ggml.GGML_TYPE_F32, "f16": ggml.GGML_TYPE_F16, "bf16": ggml.GGML_TYPE_BF16,
@@ -133,9 +131,14 @@ cdef class Context:
         params.abort_callback = _abort
         params.abort_callback_data = &self._watch
         watch_begin(&self._watch, None, None)
-        self._ptr = native_new_context(model.c_open(), &params)
+        model._children += 1  # before the GIL is released: the model must not be closed meanwhile
+        try:
+            self._ptr = native_new_context(model.c_open(), &params)
+        except BaseException:
+            model._children -= 1
+            raise
         self._model = model
-        model._children += 1
+        self._has_logits = False
         self._pid = getpid()
         self._info = native_context_info(self._ptr)
         self._info["n_threads"] = n_threads
@@ -144,7 +147,7 @@ cdef class Context:
     def _make_batch(self):
         """Lay out the arrays of a batch of n_batch entries, once."""
         cdef Py_ssize_t n = self._info["n_batch"]
-        self._n_past.resize(self._info["n_seq_max"])
+        self._n_past.assign(self._info["n_seq_max"], 0)
         self._tokens.resize(n)
         self._positions.resize(n)
         self._ones.assign(n, 1)
@@ -236,6 +239,7 @@ cdef class Context:
         for token in tokens:
             self._model.c_check_token(token)
             ids.push_back(<int32_t>token)
+        self.c_enter()  # again: the iterable may have run anything, in any thread
         self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
         if self._tokens.size() < ids.size():
             self._tokens.resize(ids.size())
@@ -387,8 +391,9 @@ cdef class Context:
         self.c_enter()
         if self._views:
             raise BufferError(f"{self._views} views of this context's logits are still alive")
-        native_free_context(self._ptr)
-        self._ptr = NULL
+        cdef llama.llama_context *ptr = self._ptr
+        self._ptr = NULL  # before the GIL is released: nobody may see a freed pointer
+        native_free_context(ptr)
         self._model._children -= 1
 
     @property

@@ -178,8 +178,10 @@ def _read_safetensors(path):
             metadata = header["__metadata__"]
             n_tokens, n_embd = header["rows"]["shape"]
             known = header["rows"]["dtype"] == "F32" and metadata["format"] == "llava_native.ImageEmbedding"
+            known = known and isinstance(metadata.get("fingerprint", ""), str)
+            known = known and type(n_tokens) is int and type(n_embd) is int
             fits = n_tokens > 0 and n_embd > 0 and n_tokens * n_embd * 4 == size - 8 - length
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ModelFormatError(f"{os.fspath(path)} is not a saved embedding: {exc!r}") from exc
         if not (known and fits):
             raise ModelFormatError(f"{os.fspath(path)} is not a saved embedding, or was truncated")

@@ -6,6 +6,7 @@ import warnings
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
+from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, watch_begin
 from llava_native._embedding cimport ImageEmbedding, embedding_from_batch
@@ -22,9 +23,6 @@ from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, I
 from llava_native.gguf import read_header
 from llava_native.preflight import check_mmproj
 from llava_native.threads import default_n_threads
-
-cdef extern from "unistd.h" nogil:
-    int getpid()
 
 # changes whenever the same file and picture would give other rows
 PREPROCESSING = "llava-1"
@@ -211,8 +209,9 @@ cdef class ImageEncoder:
         if self._ptr == NULL:
             return
         self.c_enter()
-        native_free_encoder(self._ptr)
-        self._ptr = NULL
+        cdef mtmd.mtmd_context *ptr = self._ptr
+        self._ptr = NULL  # before the GIL is released: nobody may see a freed pointer
+        native_free_encoder(ptr)
 
     @property
     def closed(self):

@@ -4,6 +4,8 @@ import os
 import re
 import warnings
 
+from posix.unistd cimport getpid
+
 from llava_native._cancel cimport CancelToken, Watch, watch_begin
 from llava_native._native cimport (
     native_detokenize,
@@ -16,12 +18,16 @@ from llava_native._native cimport (
     native_token_piece,
     native_tokenize,
 )
-from llava_native.errors import ClosedError, ForkError, InUseError, InvalidInputError, UnsupportedModelError
+from llava_native.errors import (
+    BusyError,
+    ClosedError,
+    ForkError,
+    InUseError,
+    InvalidInputError,
+    UnsupportedModelError,
+)
 from llava_native.gguf import Value, read_header
 from llava_native.preflight import check_text_model
-
-cdef extern from "unistd.h" nogil:
-    int getpid()
 
 # pre-tokenizers whose splitters are written by hand; the others recurse once a character (engine.md 2.2)
 _SAFE_PRE_TOKENIZERS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "gpt-2", "qwen2"})
@@ -131,14 +137,19 @@ cdef class Model:
         ------
         InUseError
             A ``Context`` or ``Sampler`` of this model is still open.
+        BusyError
+            Another thread is tokenising.
         """
         if self._ptr == NULL:
             return
         self.c_open()
         if self._children:
             raise InUseError(f"close the {self._children} contexts and samplers of this model first")
-        native_free_model(self._ptr)
-        self._ptr = NULL
+        if self._calls:
+            raise BusyError("another thread is tokenising with this model")
+        cdef llama.llama_model *ptr = self._ptr
+        self._ptr = NULL  # before the GIL is released: nobody may see a freed pointer
+        native_free_model(ptr)
 
     @property
     def closed(self):
@@ -189,7 +200,11 @@ cdef class Model:
             raise InvalidInputError(f"the text has {len(raw)} bytes; at most 2 GiB can be tokenised")
         if len(raw) >= _MAX_RUN and not self._info["is_spm"]:
             self._check_runs(raw)
-        return native_tokenize(self._ptr, raw, add_special, parse_special)
+        self._calls += 1
+        try:
+            return native_tokenize(self.c_open(), raw, add_special, parse_special)
+        finally:
+            self._calls -= 1
 
     def _check_runs(self, raw):
         pre = self._info["metadata"].get("tokenizer.ggml.pre", "default")
@@ -256,7 +271,12 @@ cdef class Model:
         ids = list(ids)
         for token in ids:
             self.c_check_token(token)
-        return native_detokenize(self._ptr, ids, remove_special, unparse_special).decode("utf-8", "replace")
+        self._calls += 1
+        try:
+            text = native_detokenize(self.c_open(), ids, remove_special, unparse_special)
+        finally:
+            self._calls -= 1
+        return text.decode("utf-8", "replace")
 
     def is_eog(self, long long token):
         """Return whether a token ends a generation: end of text, of turn, and their like."""

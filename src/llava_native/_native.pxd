@@ -53,7 +53,7 @@ cdef llama.llama_sampler *native_new_chain(llama.llama_model *model, object para
 cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str grammar, str root) except NULL
 cdef void native_free_sampler(llama.llama_sampler *sampler) noexcept
 cdef int native_reset_sampler(llama.llama_sampler *sampler) except -1
-cdef int native_accept(llama.llama_sampler *sampler, int32_t token) except -1
+cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar, int32_t token) except -1
 cdef int32_t native_sample(
     llama.llama_sampler *chain, llama.llama_sampler *grammar, const float *logits,
     vector[llama.llama_token_data] *candidates) except? -1

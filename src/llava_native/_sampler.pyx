@@ -1,5 +1,7 @@
 """Sampler: choose the next token from a context's logits."""
 
+from posix.unistd cimport getpid
+
 from llava_native._context cimport Context
 from llava_native._native cimport (
     native_accept,
@@ -11,9 +13,6 @@ from llava_native._native cimport (
 )
 from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, InvalidInputError
 from llava_native.params import SamplingParams
-
-cdef extern from "unistd.h" nogil:
-    int getpid()
 
 
 cdef class Sampler:
@@ -64,11 +63,12 @@ cdef class Sampler:
     cdef int c_free(self) except -1:
         if self._chain == NULL:
             return 0
-        native_free_sampler(self._chain)
-        self._chain = NULL
-        if self._grammar != NULL:
-            native_free_sampler(self._grammar)
-            self._grammar = NULL
+        cdef llama.llama_sampler *chain = self._chain
+        cdef llama.llama_sampler *grammar = self._grammar
+        self._chain = self._grammar = NULL  # before the GIL is released: nobody may see a freed pointer
+        native_free_sampler(chain)
+        if grammar != NULL:
+            native_free_sampler(grammar)
         self._model._children -= 1
         return 0
 
@@ -132,9 +132,7 @@ cdef class Sampler:
         """
         self.c_enter()
         self._model.c_check_token(token)
-        if self._grammar != NULL:
-            native_accept(self._grammar, <int>token)
-        native_accept(self._chain, <int>token)
+        native_accept(self._chain, self._grammar, <int>token)
 
     def reset(self):
         """Forget what was chosen, and start the random numbers again from the seed.

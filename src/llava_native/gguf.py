@@ -110,9 +110,7 @@ class GGUFArray:
 
     __slots__ = ("_code", "_count", "_kept", "_source", "_start", "item_type")
 
-    def __init__(
-        self, source: _Source, code: int, count: int, start: int, kept: list[bytes] | None = None
-    ) -> None:
+    def __init__(self, source: _Source, code: int, count: int, start: int, kept: list[bytes] | None) -> None:
         self.item_type = "str" if code == _STRING else _SCALARS[code][0]
         self._source = source
         self._code = code
@@ -334,12 +332,11 @@ class _Source:
         while True:
             data, position = self.data, self.position
             items: list[bytes] = []
-            append = items.append
             try:
                 for _ in repeat(None, count):
                     start = position + 8
                     position = start + length(data, position)[0]
-                    append(data[start:position])
+                    items.append(data[start:position])
             except (struct.error, OverflowError):
                 position += 8
             if position <= len(data):

@@ -60,26 +60,23 @@ cdef int native_decode(llama.llama_context *ctx, llama.llama_batch *batch, Watch
 
 cdef float *native_logits(llama.llama_context *ctx, int32_t row) except NULL:
     """llama_get_logits_ith (llama.h); borrowed from the context, valid until its next decode."""
-    cdef float *logits
-    with nogil:
-        logits = llama.llama_get_logits_ith(ctx, row)
+    cdef float *logits = llama.llama_get_logits_ith(ctx, row)
     if logits == NULL:
         raise _error(InvalidInputError, f"row {row} has no logits", "llama_get_logits_ith")
     return logits
 
 
+# These touch tables, not data, and keep the GIL: no other thread can start to evaluate meanwhile.
+
 cdef int native_clear_memory(llama.llama_context *ctx) except -1:
-    with nogil:
-        llama.llama_memory_clear(llama.llama_get_memory(ctx), False)
+    """llama_memory_clear (llama.h), the tables only."""
+    llama.llama_memory_clear(llama.llama_get_memory(ctx), False)
     return 0
 
 
 cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1:
     """llama_memory_seq_rm (llama.h) from position `start` to the end."""
-    cdef cbool done
-    with nogil:
-        done = llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1)
-    if not done:
+    if not llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1):
         raise _error(
             InvalidInputError, "this model's memory cannot be cut inside a sequence", "llama_memory_seq_rm")
     return 0
@@ -87,6 +84,5 @@ cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t 
 
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1:
     """llama_memory_seq_cp (llama.h): share cells, copy nothing."""
-    with nogil:
-        llama.llama_memory_seq_cp(llama.llama_get_memory(ctx), src, dst, 0, end)
+    llama.llama_memory_seq_cp(llama.llama_get_memory(ctx), src, dst, 0, end)
     return 0

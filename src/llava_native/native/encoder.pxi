@@ -31,8 +31,9 @@ cdef mtmd.mtmd_context *native_load_encoder(
         if params.device == NULL:
             names = ", ".join(d["name"] for d in devices())
             raise InvalidInputError(f"there is no device {device!r}; this build has: {names}")
-    params.cb_eval = _encode_step
-    params.cb_eval_user_data = watch
+    if not params.use_gpu:  # there the callback would break up the device's own queue
+        params.cb_eval = _encode_step
+        params.cb_eval_user_data = watch
     params.progress_callback = watch_progress
     params.progress_callback_user_data = watch
     try:

@@ -131,13 +131,24 @@ cdef int native_reset_sampler(llama.llama_sampler *sampler) except -1:
     return 0
 
 
-cdef int native_accept(llama.llama_sampler *sampler, int32_t token) except -1:
-    """llama_sampler_accept (llama.h); a grammar must have let the token through."""
+cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar, int32_t token) except -1:
+    """llama_sampler_accept (llama.h); `grammar` may be NULL.
+
+    The grammar is asked first: upstream aborts on an end-of-generation token that comes too early, and a
+    grammar that has thrown has no rule left to go on from.
+    """
+    cdef bint allowed
     try:
         with nogil:
-            llama.llama_sampler_accept(sampler, token)
+            allowed = grammar == NULL or _allows(grammar, token)
+            if allowed:
+                if grammar != NULL:
+                    llama.llama_sampler_accept(grammar, token)
+                llama.llama_sampler_accept(chain, token)
     except _CPP_ERRORS as exc:
         raise _error(GrammarError, f"the grammar forbids this token: {exc}", "llama_sampler_accept") from exc
+    if not allowed:
+        raise GrammarError(f"the grammar forbids token {token} here")
     return 0
 
 
