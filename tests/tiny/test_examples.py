@@ -1,0 +1,75 @@
+"""Every file in examples/ runs as its first lines say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.tiny_models import write_pair
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    """Return a text model, an mmproj and a picture, as the examples take them."""
+    folder = tmp_path_factory.mktemp("examples")
+    pair = write_pair(folder, layout="legacy", vocab="phi-3", dtype="f16", seed=3)
+    picture = folder / "picture.png"
+    Image.linear_gradient("L").convert("RGB").resize((120, 80)).save(picture)
+    return [str(pair.text.path), str(pair.mmproj.path), str(picture)]
+
+
+def run(name: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
+
+
+def test_every_example_is_tested():
+    tested = {"describe.py", "stream.py", "embeddings.py", "in_a_program.py", "random_pair.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_describe_goes_on_after_a_bad_image(arguments, tmp_path):
+    done = run("describe.py", [*arguments[:2], "missing.png", arguments[2]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "missing.png: [Errno 2]" in done.stderr
+    assert done.stdout.startswith(f"{arguments[2]}: ")
+    assert len(done.stdout) > len(arguments[2]) + 5
+
+
+def test_stream_shows_figures(arguments, tmp_path):
+    done = run("stream.py", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "image_tokens=4" in done.stderr
+    assert re.search(r"^(eog|length), ", done.stderr, re.MULTILINE)
+    assert done.stdout.strip()
+
+
+def test_embeddings_share_memory_and_survive_a_file(arguments, tmp_path):
+    done = run("embeddings.py", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second, *answers = done.stdout.splitlines()
+    addresses = re.findall(r"0x[0-9a-f]+", first)
+    assert first.startswith("(4, 64) float32")
+    assert len(addresses) == 2
+    assert len(set(addresses)) == 1
+    assert second == "equal after a round trip: True"
+    assert answers
+
+
+def test_a_program_goes_on_while_the_model_works(arguments, tmp_path):
+    done = run("in_a_program.py", [*arguments, arguments[2]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" ticks meanwhile)") == 2
+
+
+def test_random_pair_writes_what_describe_reads(tmp_path):
+    done = run("random_pair.py", ["pair"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "means nothing" in done.stderr
+    assert [Path(line).exists() for line in (f"{tmp_path}/{p}" for p in done.stdout.splitlines())] == [True] * 2
