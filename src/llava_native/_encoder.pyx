@@ -63,7 +63,8 @@ cdef class ImageEncoder:
 
     Notes
     -----
-    Native: mtmd_init_from_file, mtmd_free (mtmd.h), with no text model, so that nothing else is loaded.
+    Native: mtmd_init_from_file, mtmd_free (mtmd.h), with a vocabulary of four tokens for
+    a text model, so that nothing else is loaded.
     GIL: released while loading, encoding and freeing.
     Threads: one call at a time; a second one raises ``BusyError`` at once. Encoders run in parallel.
     """

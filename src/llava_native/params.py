@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 
 from llava_native.errors import InvalidInputError
 
@@ -86,11 +87,18 @@ class SamplingParams:
             object.__setattr__(self, "seed", random.randrange(_MAX_SEED + 1))
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if not low <= value <= high:  # also refuses NaN
-                raise InvalidInputError(f"{name} must be {low} to {high}, not {value!r}")
+            kind, what = (Integral, "an integer") if name in _INTEGERS else (Real, "a number")
+            if not (isinstance(value, kind) and low <= value <= high):  # also refuses NaN
+                raise InvalidInputError(f"{name} must be {what} from {low} to {high}, not {value!r}")
         for token, bias in (self.logit_bias or {}).items():
-            if math.isnan(bias) or bias == math.inf:
-                raise InvalidInputError(f"logit_bias[{token}] is {bias}; it must be finite or -inf")
+            if not isinstance(token, Integral):
+                raise InvalidInputError(f"logit_bias: a token id is an integer, not {token!r}")
+            if not isinstance(bias, Real) or math.isnan(bias) or bias == math.inf:
+                raise InvalidInputError(f"logit_bias[{token}] is {bias!r}; it must be finite or -inf")
+        for name in ("grammar", "grammar_root"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("grammar", None):
+                raise InvalidInputError(f"{name} must be a str, not {value!r}")
 
     @property
     def has_penalties(self) -> bool:
@@ -100,6 +108,9 @@ class SamplingParams:
 
 
 _INT32_MAX = 2**31 - 1
+_INTEGERS = frozenset(
+    {"top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat_mode", "seed"}
+)
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 1e6),
     "top_k": (0, _INT32_MAX),

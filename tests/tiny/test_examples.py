@@ -72,4 +72,4 @@ def test_random_pair_writes_what_describe_reads(tmp_path):
     done = run("random_pair.py", ["pair"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "means nothing" in done.stderr
-    assert [Path(line).exists() for line in (f"{tmp_path}/{p}" for p in done.stdout.splitlines())] == [True] * 2
+    assert [(tmp_path / line).is_file() for line in done.stdout.splitlines()] == [True, True]

@@ -17,14 +17,42 @@ cdef cbool _encode_step(ggml.ggml_tensor *tensor, cbool ask, void *watch) noexce
     return not watch_stop(w)
 
 
+# never freed: encoders of the whole process look into it
+cdef llama.llama_model *_empty_vocabulary = NULL
+
+
+cdef int _ensure_empty_vocabulary() except -1:
+    """Load four tokens in place of a text model.
+
+    Without any text model libmtmd leaves its position type uninitialised, and reads it (mtmd.cpp, pos_type).
+    One of a vocabulary only initialises it, and is not held against the width of the rows.
+    """
+    from importlib import resources
+
+    global _empty_vocabulary
+    cdef bytes path
+    cdef const char *c_path
+    cdef llama.llama_model_params params = llama.llama_model_default_params()
+    if _empty_vocabulary == NULL:
+        with resources.as_file(resources.files("llava_native") / "empty_vocab.gguf") as file:
+            path = os.fsencode(file)
+            c_path = path
+            params.vocab_only = True
+            _empty_vocabulary = llama.llama_model_load_from_file(c_path, params)
+        if _empty_vocabulary == NULL:
+            raise _error(ModelLoadError, "the package's empty_vocab.gguf is damaged", "llama_model_load_from_file")
+    return 0
+
+
 cdef mtmd.mtmd_context *native_load_encoder(
     str path, mtmd.mtmd_context_params *params, str device, Watch *watch) except NULL:
-    """mtmd_init_from_file (mtmd.h), without a text model. `watch` must live as long as the context."""
+    """mtmd_init_from_file (mtmd.h), with four tokens for a text model. `watch` must live as long as the context."""
     cdef bytes raw_path = path.encode("utf-8", "surrogateescape")
     cdef bytes raw_device
     cdef const char *c_path = raw_path
     cdef mtmd.mtmd_context *ctx = NULL
     _ensure_backend()
+    _ensure_empty_vocabulary()
     if device is not None:
         raw_device = device.encode()
         params.device = ggml.ggml_backend_dev_by_name(raw_device)
@@ -38,7 +66,7 @@ cdef mtmd.mtmd_context *native_load_encoder(
     params.progress_callback_user_data = watch
     try:
         with nogil:
-            ctx = mtmd.mtmd_init_from_file(c_path, NULL, params[0])
+            ctx = mtmd.mtmd_init_from_file(c_path, _empty_vocabulary, params[0])
     except _CPP_ERRORS as exc:
         raise _error(ModelLoadError, f"{path}: {exc}", "mtmd_init_from_file") from exc
     if ctx == NULL:
