@@ -88,7 +88,8 @@ class SamplingParams:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             kind, what = (Integral, "an integer") if name in _INTEGERS else (Real, "a number")
-            if not (isinstance(value, kind) and low <= value <= high):  # also refuses NaN
+            is_number = isinstance(value, kind)
+            if not (is_number and low <= value <= high):  # also refuses NaN
                 raise InvalidInputError(f"{name} must be {what} from {low} to {high}, not {value!r}")
         for token, bias in (self.logit_bias or {}).items():
             if not isinstance(token, Integral):

@@ -114,6 +114,7 @@ TEMPLATES = {
     ),
 }
 
+_SPACES = " \t\n\v\f\r"  # what C's isspace calls one, as llama.cpp does: not every space of Unicode
 _MARKS = {"<|assistant|>": "phi-3", "<|start_header_id|>": "llama-3", "<|im_start|>": "chatml"}
 
 
@@ -152,7 +153,7 @@ def pieces(model: Model, parts: Iterable[Part]) -> list[Piece]:
     def flush() -> None:
         nonlocal text, strip_left
         if strip_left:
-            text = text.lstrip()
+            text = text.lstrip(_SPACES)
         if text:
             ids.extend(model.tokenize(text, add_special=False))
         text, strip_left = "", False
@@ -168,7 +169,7 @@ def pieces(model: Model, parts: Iterable[Part]) -> list[Piece]:
                 text += fragment
                 continue
             token, strips_left, strips_right = specials[fragment]
-            text = text.rstrip() if strips_left else text
+            text = text.rstrip(_SPACES) if strips_left else text
             flush()
             ids.append(token)
             strip_left = strips_right
