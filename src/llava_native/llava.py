@@ -81,7 +81,7 @@ class Llava:
         n_ctx: int = 4096,
         n_batch: int = 2048,
         n_ubatch: int = 640,
-        n_seq_max: int = 1,
+        n_seq_max: int = 4,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
