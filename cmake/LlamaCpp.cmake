@@ -13,6 +13,7 @@ else()
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${pin})
   file(STRINGS "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp.toml" commit REGEX "^commit = ")
   string(REGEX REPLACE "^commit = \"(.*)\"$" "\\1" LLAMA_BUILD_COMMIT "${commit}")
+  set(LLAMA_BUILD_NUMBER 0)  # else counted from whichever git repository this folder lies in
 endif()
 
 # SOURCE_DATE_EPOCH turns GGML_NATIVE off silently, and with it every SIMD flag: never leave it to that
@@ -27,6 +28,11 @@ set(LLAMA_BUILD_MTMD ON)
 set(LLAMA_OPENSSL OFF)
 set(MTMD_VIDEO OFF)
 if(NOT MSVC)
+  # __FILE__ in an assertion's message must not name the folders of the machine that built the wheel
+  foreach(map IN ITEMS "${CMAKE_CURRENT_SOURCE_DIR}/=" "${LLAMA_CPP_DIR}/=vendor/llama.cpp/")
+    add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX,OBJC,OBJCXX>:-ffile-prefix-map=${map}>"
+                        "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-ffile-prefix-map=${map}>")
+  endforeach()
   # sections: the linker drops what no call reaches; exceptions: C frames may be unwound by an abort
   add_compile_options(-ffunction-sections -fdata-sections "$<$<COMPILE_LANGUAGE:C>:-fexceptions>")
 endif()
