@@ -34,6 +34,7 @@ def no_native_object_is_left(request) -> Iterator[None]:
     yield
     if request.node.stash.get(FAILED, False):
         return
+    request.node.funcargs.clear()  # the other fixtures are done; pytest would keep their values longer
     gc.collect()
     left = {kind: n - before.get(kind, 0) for kind, n in _live_counts().items() if n > before.get(kind, 0)}
     assert not left, f"left alive: {left}: {_native_objects()}"
@@ -45,7 +46,7 @@ def _live_counts() -> dict[str, int]:
 
 
 def _native_objects() -> list[str]:
-    return [repr(o) for o in gc.get_objects() if type(o).__module__.startswith("llava_native._")]
+    return [repr(o) for o in gc.get_objects() if str(type(o).__module__).startswith("llava_native._")]
 
 
 @pytest.fixture(scope="session")

@@ -11,19 +11,19 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 
 
-def run_python(code: str, *args: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `code` with ``sys.argv[1:]`` of `args`; warnings are errors, and a crash shows its stack."""
-    return subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
+def outcome(code: str, *args: object, strict: bool = True, timeout: float = 300) -> tuple[int, str, str]:
+    """Run `code` with ``sys.argv[1:]`` of `args`; return its (exit status, stdout, stderr).
+
+    A process that a signal ended has a negative status, and its stack in stderr. Warnings are errors where
+    `strict`, else as in an ordinary program.
+    """
+    flags = ["-X", "faulthandler", *(["-W", "error"] if strict else [])]
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", textwrap.dedent(code), *map(str, args)],
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
     )
-
-
-def outcome(code: str, *args: object, timeout: float = 300) -> tuple[int, str, str]:
-    """Return the child's (exit status, stdout, stderr); a signal is a negative status."""
-    done = run_python(code, *args, timeout=timeout)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
