@@ -208,6 +208,11 @@ def _gelu_and_silu(parts: Parts) -> None:
     parts.set("clip.use_silu", True)
 
 
+def _empty_projector(parts: Parts) -> None:
+    parts.reshape("mm.2.weight", (64, 0))
+    parts.reshape("mm.2.bias", (0,))
+
+
 def _linear_projector(parts: Parts) -> None:
     del parts.tensors["mm.2.weight"], parts.tensors["mm.2.bias"]
 
@@ -286,6 +291,7 @@ def _text_cases() -> None:
     case("block_count 513", _set("llama.block_count", 513), "block_count is 513")
     case("block_count one more", _set("llama.block_count", 3), "blk.2.attn_q.weight is missing")
     case("all blocks nextn", _set("llama.nextn_predict_layers", 2), "nextn_predict_layers is 2")
+    case("one block nextn", _set("llama.nextn_predict_layers", 1), "further tokens", UnsupportedModelError)
     case("experts used of none", _set("llama.expert_used_count", 2), "expert_used_count is 2 of 0")
     case("experts unused", _set("llama.expert_count", 8), "expert_used_count is 0 of 8")
     case("experts too many", _set("llama.expert_count", 1025), "expert_count is 1025")
@@ -298,6 +304,7 @@ def _text_cases() -> None:
     case("M-RoPE", _set("llama.rope.dimension_sections", [16, 24, 24, 0]), "M-RoPE", UnsupportedModelError)
     case("heads 0", _set("llama.attention.head_count", 0), "0 heads")
     case("heads 3", _set("llama.attention.head_count", 3), "3 heads")
+    case("heads 6", _set("llama.attention.head_count", 6), "6 heads do not divide 64")
     case("heads of type f32", _set("llama.attention.head_count", 4.0), "type u32, not f32")
     case("heads for 3 layers", _set("llama.attention.head_count", [4, 4, 4]), "3 items for 2 layers")
     case("heads differ", _set("llama.attention.head_count_kv", [2, 4]), "differ", UnsupportedModelError)
@@ -381,6 +388,7 @@ def _mmproj_cases() -> None:
         case(f"{key} 0", _set(vision + key, 0), f"{key} is 0")
     for key in ("attention.head_count_kv", "attention.head_dim"):
         case(f"{key} of type u64", _set(vision + key, np.uint64(4)), "type u32, not u64")
+    case("query_num of type u64", _set("clip.minicpmv_query_num", np.uint64(4)), "type u32, not u64")
     case("head_dim", _set(vision + "attention.head_dim", 16), "heads do not divide")
     case("heads 5", _set(vision + "attention.head_count", 5), "5 heads")
     case("block_count a million", _set(vision + "block_count", 10**6), "block_count is 1000000")
@@ -417,6 +425,8 @@ def _mmproj_cases() -> None:
         "I8",
         UnsupportedModelError,
     )
+    case("patch bias shape", _add_tensor(b"v.patch_embd.bias", 16), "patch_embd.bias has shape")
+    case("projector without rows", _empty_projector, "rows are empty")
     case("attn_v shape", _shape("v.blk.1.attn_v.weight", 32, 64), "attn_v.weight has shape")
     case("norm shape", _shape("v.blk.0.ln1.weight", 31), "ln1.weight has shape")
     case("norm in f16", _shape("v.blk.0.ln2.weight", 32, kind=1), "type F16", UnsupportedModelError)

@@ -69,6 +69,17 @@ def test_phi3(tmp_path: Path) -> None:
             check_text_model(read_header(broken))
 
 
+@pytest.mark.parametrize("n_rot", [0, 7, 18])
+def test_phi3_may_rotate_a_part_of_each_head(n_rot: int, tmp_path: Path) -> None:
+    kv = {"phi3.rope.dimension_count": 8}
+    path = damage.good_text(tmp_path / "part.gguf", architecture="phi3", **kv)
+    assert check_text_model(read_header(path)).tensors_checked
+    kv = {"phi3.rope.dimension_count": n_rot}
+    path = damage.good_text(tmp_path / "broken.gguf", architecture="phi3", **kv)
+    with pytest.raises(ModelFormatError, match=f"dimension_count is {n_rot} for heads of length 16"):
+        check_text_model(read_header(path))
+
+
 def test_mixture_of_experts(good: dict[str, Path], tmp_path: Path) -> None:
     parts = Parts.read(good["text"])
     parts.set("llama.expert_count", 4)
@@ -197,6 +208,13 @@ class TestSplit:
         with pytest.raises(ModelFormatError, match=r"00002-of-00002\.gguf is cut short"):
             check_text_model(read_header(parts[0]))
 
+    def test_parts_share_a_tensor(self, parts: list[Path]) -> None:
+        first, second = map(Parts.read, parts)
+        second.tensors["token_embd.weight"] = first.tensors["token_embd.weight"]
+        parts[1].write_bytes(second.to_bytes())
+        with pytest.raises(ModelFormatError, match="not a part of the same model"):
+            check_text_model(read_header(parts[0]))
+
     def test_same_part_twice(self, parts: list[Path]) -> None:
         parts[1].write_bytes(parts[0].read_bytes())
         with pytest.raises(ModelFormatError, match="says part 2, its header says 1"):
@@ -249,6 +267,10 @@ def test_norm_projector_of_yi(good: dict[str, Path], tmp_path: Path) -> None:
     path.write_bytes(parts.to_bytes())
     info = check_mmproj(read_header(path))
     assert (info.projector_type, info.n_embd) == ("mlp_norm", 64)
+    parts.reshape("mm.4.bias", (32,))
+    path.write_bytes(parts.to_bytes())
+    with pytest.raises(ModelFormatError, match=r"mm\.4\.bias has shape"):
+        check_mmproj(read_header(path))
 
 
 def test_file_of_2023_can_be_completed(good: dict[str, Path], tmp_path: Path) -> None:
