@@ -13,6 +13,7 @@ from llava_native._context import Context
 from llava_native._embedding import ImageEmbedding
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
+from llava_native._sampler import Sampler
 from llava_native.errors import BusyError, ClosedError, EmbeddingMismatchError, InvalidInputError
 from llava_native.params import SamplingParams
 from llava_native.prompt import Part, PendingImage, Prompt, Text, check_length, choose_template, pieces
@@ -254,25 +255,22 @@ class Llava:
             )
         if max_tokens is not None and max_tokens < 1:
             raise InvalidInputError(f"max_tokens must be at least 1, not {max_tokens}")
-        params = SamplingParams(**sampling)
         stops = [stop] if isinstance(stop, str) else list(stop)
         planned = self._plan(prompt, _as_list(image), system)
+        cancel = cancel or CancelToken(timeout)
+        sampler = Sampler(self._model, SamplingParams(**sampling))
         if not self._busy.acquire(blocking=False):
+            sampler.close()
             raise BusyError("another stream of this Llava is open; finish, close or drop it first")
-        try:
-            return TokenStream(
-                self._context,
-                planned,
-                params,
-                max_tokens=max_tokens,
-                stops=[*stops, *self._template.stops],
-                cancel=cancel or CancelToken(timeout),
-                release=self._busy.release,
-            )
-        except BaseException:
-            if self._busy.locked():
-                self._busy.release()
-            raise
+        return TokenStream(
+            self._context,
+            planned,
+            sampler,
+            max_tokens=max_tokens,
+            stops=[*stops, *self._template.stops],
+            cancel=cancel,
+            release=self._busy.release,
+        )
 
     def _plan(self, prompt: str, images: list[ImageLike], system: str | None) -> Prompt:
         """Tokenise the text, and refuse what cannot fit before any image is touched."""

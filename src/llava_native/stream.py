@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
-from llava_native._sampler import Sampler
 from llava_native.errors import CancelledError, TimeoutExpiredError
 from llava_native.prompt import PendingImage, check_length
 from llava_native.text import StopSplitter, Utf8Decoder
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
     from llava_native._context import Context
     from llava_native._embedding import ImageEmbedding
-    from llava_native.params import SamplingParams
+    from llava_native._sampler import Sampler
     from llava_native.prompt import Prompt
 
 __all__ = ["FinishReason", "Result", "Timings", "Token", "TokenStream", "Usage"]
@@ -101,21 +100,21 @@ class TokenStream:
         self,
         context: Context,
         prompt: Prompt,
-        params: SamplingParams,
+        sampler: Sampler,
         *,
         max_tokens: int | None,
         stops: Sequence[str],
         cancel: CancelToken,
         release: Callable[[], None],
     ) -> None:
-        self._release: Callable[[], None] | None = release
+        self._release = release
         self._context = context
         self._prompt = prompt
         self._max_tokens = max_tokens
         self._cancel = cancel
         self._decoder = Utf8Decoder()
         self._splitter = StopSplitter(stops)
-        self._sampler: Sampler | None = Sampler(context.model, params)
+        self._sampler: Sampler | None = sampler
         self._started = 0.0
         self._pending: int | None = None  # sampled, but not evaluated yet
         self._prepare_s = self._encode_s = self._prefill_s = self._first_token_s = self._decode_s = 0.0
@@ -214,15 +213,12 @@ class TokenStream:
 
     def close(self) -> None:
         """Stop and free the context for the next stream. May be called again."""
-        # also called by __del__ of a stream whose __init__ failed half way
-        sampler, self._sampler = getattr(self, "_sampler", None), None
-        release, self._release = getattr(self, "_release", None), None
+        sampler, self._sampler = self._sampler, None
         if sampler is not None:
             sampler.close()
+            self._release()
             if self.finish_reason is None:
                 self.finish_reason = "cancelled"
-        if release is not None:
-            release()
 
     def __enter__(self) -> Self:
         return self
