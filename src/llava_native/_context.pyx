@@ -1,8 +1,9 @@
 """Context: the key/value memory of a model, and the evaluation of tokens and image rows into it."""
 
-import warnings
-
 from libcpp cimport bool as cbool
+cimport cython
+from cpython.exc cimport PyErr_WarnEx
+from cpython.number cimport PyNumber_Index
 from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, watch_begin, watch_stop
@@ -35,11 +36,15 @@ cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 _CACHE_TYPES = {"f32": ggml.GGML_TYPE_F32, "f16": ggml.GGML_TYPE_F16, "bf16": ggml.GGML_TYPE_BF16,
                 "q8_0": ggml.GGML_TYPE_Q8_0}
 
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 1}
+CELL_BYTES = 44  # position, shift, sequences and counters of a cell, src/llama-kv-cells.h
+
 
 cdef cbool _abort(void *watch) noexcept nogil:
     return watch_stop(<Watch *>watch)
 
 
+@cython.no_gc_clear  # __dealloc__ needs _context, in a reference cycle too
 cdef class Logits(FloatBuffer):
     """A read-only float32 view of one row of logits. Made by ``Context.logits``."""
 
@@ -51,6 +56,7 @@ cdef class Logits(FloatBuffer):
             self._context._views -= 1
 
 
+@cython.no_gc_clear  # __dealloc__ needs _model, in a reference cycle too
 cdef class Context:
     """The memory of a conversation, or of several: evaluated tokens, and what comes next.
 
@@ -123,6 +129,9 @@ cdef class Context:
         params.no_perf = True
         params.type_k = _cache_type("type_k", type_k)
         params.type_v = _cache_type("type_v", type_v)
+        if flash_attn not in (None, False, True):
+            raise InvalidInputError(f"flash_attn must be True, False or None, not {flash_attn!r}")
+        _check_memory(model, n_ctx, type_k, type_v)
         params.flash_attn_type = {
             None: llama.LLAMA_FLASH_ATTN_TYPE_AUTO,
             False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -162,10 +171,8 @@ cdef class Context:
         if self._ptr != NULL and self._pid == getpid():
             native_free_context(self._ptr)
             self._model._children -= 1
-
-    def __del__(self):
-        if self._ptr != NULL and self._pid == getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            # not from __del__, which the stable ABI never calls
+            PyErr_WarnEx(ResourceWarning, b"unclosed Context", 1)
 
     cdef int c_enter(self) except -1:
         if self._ptr == NULL:
@@ -224,7 +231,9 @@ cdef class Context:
         """
         cdef ImageEmbedding rows
         cdef vector[int32_t] ids
+        cdef Py_ssize_t n_ctx
         self.c_enter()
+        n_ctx = self._info["n_ctx_seq"]
         self.c_check_sequence(seq)
         if cancel is not None:
             cancel.raise_if_cancelled()
@@ -237,8 +246,10 @@ cdef class Context:
                     "the mmproj belongs to another model")
             return self.c_eval(<int32_t>seq, rows._shape[0], rows._data, cancel)
         for token in tokens:
-            self._model.c_check_token(token)
+            self._model.c_check_token(PyNumber_Index(token))
             ids.push_back(<int32_t>token)
+            if <Py_ssize_t>ids.size() > n_ctx:  # an iterable may have no end
+                self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
         self.c_enter()  # again: the iterable may have run anything, in any thread
         self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
         if self._tokens.size() < ids.size():
@@ -354,7 +365,7 @@ cdef class Context:
         self.c_enter()
         self.c_check_sequence(src)
         self.c_check_sequence(dst)
-        n = self._n_past[src] if n is None else n
+        n = self._n_past[src] if n is None else PyNumber_Index(n)
         if not 0 <= n <= self._n_past[src]:
             raise InvalidInputError(f"sequence {src} holds {self._n_past[src]} tokens, not {n}")
         if src == dst:
@@ -452,6 +463,23 @@ cdef class Context:
 def _check_range(name, value, low, high):
     if not low <= value <= high:
         raise InvalidInputError(f"{name} must be {low} to {high}, not {value}")
+
+
+def _check_memory(model, n_ctx, type_k, type_v):
+    """Refuse a memory larger than the machine's: the library writes all of it, and the system kills then."""
+    metadata = model.metadata
+    prefix = metadata.get("general.architecture", "") + ".attention.head_count"
+    try:
+        heads = int(metadata[prefix])
+        kv_heads = int(metadata.get(prefix + "_kv", heads))
+        length = int(metadata.get(prefix.replace("head_count", "key_length"), model.n_embd // heads))
+    except (KeyError, ValueError, ZeroDivisionError):  # a number a layer: count the tables only
+        kv_heads = length = 0
+    needed = n_ctx * (CELL_BYTES + model.n_layer * kv_heads * length * (_BYTES[type_k] + _BYTES[type_v]))
+    total = sum(device["memory_total"] for device in devices())
+    if needed > total:
+        raise InvalidInputError(
+            f"n_ctx={n_ctx} takes {needed / 2**30:.1f} GiB, and this machine has {total / 2**30:.1f} in all")
 
 
 def _cache_type(name, value):

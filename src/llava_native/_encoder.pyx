@@ -1,11 +1,11 @@
 """ImageEncoder: the vision tower and the projector of a LLaVA model, without its language model."""
 
 import os
-import warnings
 
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
+from cpython.exc cimport PyErr_WarnEx
 from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, watch_begin
@@ -77,9 +77,10 @@ cdef class ImageEncoder:
             raise InUseError("this ImageEncoder is loaded already")
         if dtype not in ("auto", "f16", "bf16"):
             raise InvalidInputError(f"dtype must be 'auto', 'f16' or 'bf16', not {dtype!r}")
-        self.n_threads = default_n_threads() if n_threads is None else n_threads
-        if not 1 <= self.n_threads <= 512:
-            raise InvalidInputError(f"n_threads must be 1 to 512, not {self.n_threads}")
+        n_threads = default_n_threads() if n_threads is None else n_threads
+        if not 1 <= n_threads <= 512:
+            raise InvalidInputError(f"n_threads must be 1 to 512, not {n_threads}")
+        self.n_threads = n_threads
         self.path = os.fsdecode(path)
         self._info = check_mmproj(read_header(self.path))
         on_gpu = use_gpu and (device is not None or any(d["type"] in ("gpu", "igpu") for d in devices()))
@@ -103,10 +104,8 @@ cdef class ImageEncoder:
     def __dealloc__(self):
         if self._ptr != NULL and self._pid == getpid():
             native_free_encoder(self._ptr)
-
-    def __del__(self):
-        if self._ptr != NULL and self._pid == getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            # not from __del__, which the stable ABI never calls
+            PyErr_WarnEx(ResourceWarning, f"unclosed ImageEncoder {self.path!r}".encode("utf-8", "replace"), 1)
 
     cdef int c_enter(self) except -1:
         if self._ptr == NULL:

@@ -2,8 +2,8 @@
 
 import os
 import re
-import warnings
 
+from cpython.exc cimport PyErr_WarnEx
 from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, Watch, watch_begin
@@ -32,8 +32,9 @@ from llava_native.preflight import check_text_model
 # pre-tokenizers whose splitters are written by hand; the others recurse once a character (engine.md 2.2)
 _SAFE_PRE_TOKENIZERS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "gpt-2", "qwen2"})
 _MAX_RUN = 1500  # characters of one class; overflows a 512 KB stack at about 1,650
-_LONG_RUN = re.compile(
-    rf"\d{{{_MAX_RUN},}}|\s{{{_MAX_RUN},}}|[^\W\d]{{{_MAX_RUN},}}|[^\w\s]{{{_MAX_RUN},}}")
+# the classes of the splitter's regex: \s, \p{L}, \p{N} and what is left; where Python's differ, a little wider
+_LONG_RUN = re.compile("|".join(rf"(?:{kind}){{{_MAX_RUN},}}" for kind in (
+    r"\s", r"[^\W\d_]", r"\d|[^\W\x00-\x7f]", r"[^\w\s]|[_\x1c-\x1f]")))
 
 
 cdef class Model:
@@ -88,7 +89,9 @@ cdef class Model:
         self.path = os.fsdecode(path)
         self.vocab_only = vocab_only
         overrides = dict(kv_overrides or {})
-        check_text_model(_overridden(read_header(self.path), overrides), vocab_only=vocab_only)
+        header = read_header(self.path)
+        _check_overrides(header, overrides)
+        check_text_model(_overridden(header, overrides), vocab_only=vocab_only)
         params = native_model_params()
         params.n_gpu_layers = n_gpu_layers
         params.main_gpu = main_gpu
@@ -101,6 +104,9 @@ cdef class Model:
         self._ptr = native_load_model(self.path, &params, list(overrides.items()), &watch)
         self._pid = getpid()
         self._info = native_model_info(self._ptr)
+        self._info["metadata"].update(
+            (key, str(value).lower() if isinstance(value, bool) else str(value))
+            for key, value in overrides.items())
         if self._info["vocab_is_none"]:
             self.close()
             raise UnsupportedModelError(f"{self.path} has no vocabulary")
@@ -113,10 +119,8 @@ cdef class Model:
     def __dealloc__(self):
         if self._ptr != NULL and self._pid == getpid():
             native_free_model(self._ptr)
-
-    def __del__(self):
-        if self._ptr != NULL and self._pid == getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            # not from __del__, which the stable ABI never calls
+            PyErr_WarnEx(ResourceWarning, f"unclosed Model {self.path!r}".encode("utf-8", "replace"), 1)
 
     cdef llama.llama_model *c_open(self) except NULL:
         if self._ptr == NULL:
@@ -298,7 +302,8 @@ cdef class Model:
 
     @property
     def metadata(self):
-        """dict of str to str : the file's scalar metadata, as the library prints it."""
+        """dict of str to str : the file's scalar metadata, as the library prints it,
+        with `kv_overrides` in place of what they replace."""
         return dict(self._info["metadata"])
 
     @property
@@ -365,6 +370,32 @@ cdef class Model:
     def add_bos(self):
         """bool : whether a prompt starts with BOS."""
         return bool(self._info["add_bos"])
+
+
+def _check_overrides(header, overrides):
+    """Refuse what the library would cut short, or ignore because the file has a value of another type."""
+    for key, value in overrides.items():
+        if not isinstance(key, str) or not key or "\0" in key:
+            raise InvalidInputError(f"kv_overrides: {key!r} is no name of a metadata key")
+        if not isinstance(value, (bool, int, float, str)):
+            raise InvalidInputError(
+                f"kv_overrides[{key!r}] must be a bool, int, float or str, not {type(value).__name__}")
+        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+            raise InvalidInputError(f"kv_overrides[{key!r}] cannot be stored as UTF-8 without NUL: {value!r}")
+        if isinstance(value, int) and not -2**63 <= value < 2**63:
+            raise InvalidInputError(f"kv_overrides[{key!r}] is {value}, which has more than 64 bits")
+        stored = header.metadata[key].value if key in header.metadata else value
+        if type(stored) is not type(value):
+            raise InvalidInputError(
+                f"kv_overrides[{key!r}] is of type {type(value).__name__}, and the file has "
+                f"{header.metadata[key].type} there, which the library would keep")
+
+
+def _is_utf8(text):
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
 
 
 def _overridden(header, overrides):

@@ -7,6 +7,7 @@ reach it through _native.pxd.
 
 import logging
 import os
+import re
 
 from libc.stdint cimport INT32_MIN
 from libc.stdio cimport fflush, fprintf, stderr

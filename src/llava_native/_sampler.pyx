@@ -1,5 +1,6 @@
 """Sampler: choose the next token from a context's logits."""
 
+cimport cython
 from posix.unistd cimport getpid
 
 from llava_native._context cimport Context
@@ -15,6 +16,7 @@ from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, I
 from llava_native.params import SamplingParams
 
 
+@cython.no_gc_clear  # __dealloc__ needs _model, in a reference cycle too
 cdef class Sampler:
     """Choose tokens as ``SamplingParams`` says, remembering what was chosen.
 

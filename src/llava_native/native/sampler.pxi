@@ -97,6 +97,27 @@ cdef llama.llama_sampler *native_new_chain(llama.llama_model *model, object para
     return chain
 
 
+_GRAMMAR_TEXT = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#.*')  # literals, sets of characters, comments
+cdef int MAX_GRAMMAR_NESTING = 200
+cdef int MAX_GRAMMAR_RULES = 4000
+
+
+cdef int _check_nesting(str grammar) except -1:
+    """Refuse what would overflow the stack: upstream recurses once a parenthesis, and once a rule in a chain."""
+    cdef int depth = 0
+    cdef str bare = _GRAMMAR_TEXT.sub("", grammar)
+    if bare.count("::=") > MAX_GRAMMAR_RULES:
+        raise GrammarError(f"the grammar has more than {MAX_GRAMMAR_RULES} rules")
+    for char in bare:
+        if char == "(":
+            depth += 1
+        elif char == ")":
+            depth -= 1
+        if depth > MAX_GRAMMAR_NESTING:
+            raise GrammarError(f"the grammar nests parentheses more than {MAX_GRAMMAR_NESTING} deep")
+    return 0
+
+
 cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str grammar, str root) except NULL:
     """llama_sampler_init_grammar (llama.h)."""
     cdef bytes raw_grammar = grammar.encode()
@@ -104,8 +125,9 @@ cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str gramm
     cdef const char *c_grammar = raw_grammar
     cdef const char *c_root = raw_root
     cdef llama.llama_sampler *sampler = NULL
-    if not grammar.strip():
-        raise GrammarError("the grammar is empty")
+    if not grammar.strip() or "\0" in grammar or "\0" in root:
+        raise GrammarError("the grammar is empty, or has a NUL in it")
+    _check_nesting(grammar)
     try:
         with nogil:
             sampler = llama.llama_sampler_init_grammar(llama.llama_model_get_vocab(model), c_grammar, c_root)
