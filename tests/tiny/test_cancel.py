@@ -168,8 +168,8 @@ def test_progress_rises_to_one(load):
 
 def test_progress_returns_false(load):
     with pytest.raises(CancelledError, match="progress callback"):
-        load(progress=lambda done: False)
-    load(progress=lambda done: None).close()
+        load(progress=lambda _: False)
+    load(progress=lambda _: None).close()
 
 
 @pytest.mark.parametrize("at", ["first", "last"])
@@ -206,7 +206,7 @@ def test_load_is_cancelled_from_another_thread(load):
 def test_load_runs_out_of_time(load):
     token = CancelToken(timeout=0.2)
     with pytest.raises(TimeoutExpiredError):
-        load(progress=lambda done: threading.Event().wait(0.4), cancel=token)
+        load(progress=lambda _: threading.Event().wait(0.4), cancel=token)
 
 
 # -- Ctrl-C -------------------------------------------------------------------------------------------
@@ -263,5 +263,5 @@ def test_ctrl_c_in_load(pair):
     Model(sys.argv[1]).close()
     print(sum(live_counts().values()))
     """
-    # not strict: a signal after the last look at it is raised where the loaded object is dropped, unclosed
+    # not strict: a signal after the last look at it may come before `close`
     assert outcome(code, pair.text.path, pair.mmproj.path, strict=False) == (0, "0", "")
