@@ -86,7 +86,8 @@ def run_quiet(command: Sequence[str], *, tries: int = 3, env: dict[str, str] | N
     """Run a program up to `tries` times until nothing else was busy; return the quietest run."""
     best: Run | None = None
     for _ in range(tries):
-        wait_until_idle(30)
+        if tries > 1:
+            wait_until_idle(30)
         this = run(command, env=env)
         if best is None or (this.foreign or 0) < (best.foreign or 0):
             best = this
@@ -138,5 +139,5 @@ def median(values: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return ``min–max`` in three significant digits."""
-    return f"{min(values):.3g}–{max(values):.3g}"
+    """Return ``min to max`` in three significant digits."""
+    return f"{min(values):.3g} to {max(values):.3g}"

@@ -7,6 +7,7 @@ tensor by tensor from a seed and written as they are drawn, so memory stays at o
     python benchmarks/models.py                         # phi-3-mini: mmproj F16 and Q4_K_M text
     python benchmarks/models.py --model llama-3-8b      # the same for llama-3-8b
     python benchmarks/models.py --keep-f16              # keep the F16 text file (7.6 GB) too
+    python benchmarks/models.py --only mmproj stub      # without the large text file
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import peers
 
 SEED = 20240429
 CHUNK = 1 << 22  # values drawn at a time
-HEADS_EPS = 1e-5
+NORM_EPS = 1e-5
+KINDS = ("mmproj", "stub", "text")
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -254,7 +256,7 @@ def add_text_keys(writer: gguf.GGUFWriter, shape: TextShape) -> None:
     writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(shape.n_head_kv)
-    writer.add_layer_norm_rms_eps(HEADS_EPS)
+    writer.add_layer_norm_rms_eps(NORM_EPS)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
 
@@ -274,7 +276,7 @@ def add_vision_keys(writer: gguf.GGUFWriter, shape: VisionShape) -> None:
     writer.add_uint32("clip.vision.feed_forward_length", shape.n_ff)
     writer.add_uint32("clip.vision.projection_dim", shape.projection_dim)
     writer.add_uint32("clip.vision.attention.head_count", shape.n_head)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", HEADS_EPS)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", NORM_EPS)
     writer.add_uint32("clip.vision.block_count", shape.n_layer)
     writer.add_array("clip.vision.image_mean", list(IMAGE_MEAN))
     writer.add_array("clip.vision.image_std", list(IMAGE_STD))
@@ -321,9 +323,28 @@ def quantize(tool: Path, source: Path, target: Path, kind: str = "Q4_K_M", threa
     return partial.replace(target)
 
 
+def _vocab(source: str | Path | None, shape: TextShape) -> Path:
+    """Return llama.cpp's vocab-only file for this model."""
+    return peers.source_dir(source) / "models" / shape.vocab_file
+
+
+def _ensure_text(
+    folder: Path, shape: TextShape, source: str | Path | None, seed: int, tool: Path | None
+) -> Path:
+    """Return the Q4_K_M text file, made from a streamed F16 one that is kept for the caller to drop."""
+    target, full = folder / f"{shape.stem}-int4.gguf", folder / f"{shape.stem}-f16.gguf"
+    if not target.exists():
+        if not full.exists():
+            write_text(full, shape, _vocab(source, shape), seed=seed)
+        tool = tool or peers.build(source, cache=folder, targets=("llama-quantize",))["llama-quantize"]
+        quantize(tool, full, target)
+    return target
+
+
 def ensure(
     model: str = "phi-3-mini",
     *,
+    only: tuple[str, ...] = KINDS,
     cache: str | Path | None = None,
     source: str | Path | None = None,
     keep_f16: bool = False,
@@ -336,6 +357,9 @@ def ensure(
     ----------
     model : {"phi-3-mini", "llama-3-8b"}
         Which seed's shapes.
+    only : tuple of {"mmproj", "text", "stub"}
+        Which files. The stub is the text model with one layer, in F16: it has the width that the
+        mmproj needs and costs next to nothing, for timing images alone.
     cache, source
         As in `peers.build`.
     keep_f16 : bool, default False
@@ -348,29 +372,27 @@ def ensure(
     Returns
     -------
     dict of str to Path
-        ``"text"`` (Q4_K_M), ``"mmproj"`` (F16) and, if kept, ``"text_f16"``.
+        The files asked for and, if kept, ``"text_f16"``.
     """
-    folder = peers.cache_dir(cache)
-    shape = TEXT[model]
-    files = {
-        "text": folder / f"{shape.stem}-int4.gguf",
-        "mmproj": folder / f"{shape.stem}-mmproj-f16.gguf",
-    }
+    folder, shape = peers.cache_dir(cache), TEXT[model]
     full = folder / f"{shape.stem}-f16.gguf"
-    if not files["mmproj"].exists():
-        write_mmproj(files["mmproj"], shape.n_embd, seed=seed)
-    if not files["text"].exists():
-        tool = tool or peers.build(source, cache=folder, targets=("llama-quantize",))["llama-quantize"]
-        if not full.exists():
-            vocab = peers.source_dir(source) / "models" / shape.vocab_file
-            write_text(full, shape, vocab, seed=seed)
-        quantize(tool, full, files["text"])
-    if keep_f16:
-        if not full.exists():
-            write_text(full, shape, peers.source_dir(source) / "models" / shape.vocab_file, seed=seed)
-        files["text_f16"] = full
-    else:
-        full.unlink(missing_ok=True)
+    files: dict[str, Path] = {}
+    if "mmproj" in only:
+        files["mmproj"] = folder / f"{shape.stem}-mmproj-f16.gguf"
+        if not files["mmproj"].exists():
+            write_mmproj(files["mmproj"], shape.n_embd, seed=seed)
+    if "stub" in only:
+        files["stub"] = folder / f"{shape.stem}-stub-f16.gguf"
+        if not files["stub"].exists():
+            write_text(files["stub"], dataclasses.replace(shape, n_layer=1), _vocab(source, shape), seed=seed)
+    if "text" in only:
+        files["text"] = _ensure_text(folder, shape, source, seed, tool)
+        if keep_f16:
+            files["text_f16"] = (
+                full if full.exists() else write_text(full, shape, _vocab(source, shape), seed=seed)
+            )
+        else:
+            full.unlink(missing_ok=True)
     return files
 
 
@@ -382,10 +404,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", help="llama.cpp tree (default vendor/llama.cpp)")
     parser.add_argument("--quantize", type=Path, help="an llama-quantize to use instead of building one")
     parser.add_argument("--keep-f16", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args(argv)
     files = ensure(
         args.model,
+        only=tuple(args.only),
         cache=args.cache,
         source=args.source,
         keep_f16=args.keep_f16,
