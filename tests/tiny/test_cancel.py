@@ -233,7 +233,8 @@ def test_ctrl_c_in_eval(pair):
         ctx.clear()
         ctx.eval([1] * 6000)
 
-    with Model(sys.argv[1]) as model, Context(model, n_ctx=6400, n_batch=6000, n_ubatch=1, n_threads=1) as ctx:
+    options = {"n_ctx": 6400, "n_batch": 6000, "n_ubatch": 1, "n_threads": 1}
+    with Model(sys.argv[1]) as model, Context(model, **options) as ctx:
         ctx.eval([1, 2, 3])
         before = np.array(ctx.logits)
         interrupted(call)
