@@ -190,7 +190,7 @@ def split_parameters(model: nn.Module) -> tuple[list, list]:
     return matrices, others
 
 
-def learning_rate(step: int, total: int, peak: float, warmup: int = 150, floor: float = 0.01) -> float:
+def learning_rate(step: int, total: int, peak: float, warmup: int = 40, floor: float = 0.01) -> float:
     """Warm up linearly, then fall as a cosine to `floor` of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -59,27 +59,29 @@ def compare(reference: Reference, model_path: str, mmproj_path: str, pictures: i
     items = [i for i in held_out(pictures, start=HELD_OUT + 12345) if i.kind == "describe"]
     packer = reference.packer
     worst, gap, agreed, asked = 1.0, 0.0, 0, 0
-    with ImageEncoder(mmproj_path) as encoder, Model(model_path) as model:
-        context = Context(model, n_ctx=1024, n_batch=640)
+    with (
+        ImageEncoder(mmproj_path) as encoder,
+        Model(model_path) as model,
+        Context(model, n_ctx=1024, n_batch=640, type_k="f32", type_v="f32") as context,
+    ):
         for item in items:
-            with encoder.encode(item.pictures[0]) as embedding:
-                ours = np.array(np.asarray(embedding))
-                worst = min(worst, cosine(ours, reference.features(item.pictures[0])).min())
-                prefix, tail = packer.prefix(1), packer.turns(item.turns)[0]
-                start = prefix[: prefix.index(packer.id["<image>"])]
-                truth = reference.logits(prefix + tail, item.pictures[0])
-                context.clear()
-                context.eval(start)
-                context.eval(embedding)
-                context.eval(prefix[len(start) + len(ours) :])
+            embedding = encoder.encode(item.pictures[0])
+            ours = np.array(embedding)
+            worst = min(worst, cosine(ours, reference.features(item.pictures[0])).min())
+            prefix, tail = packer.prefix(1), packer.turns(item.turns)[0]
+            start = prefix[: prefix.index(packer.id["<image>"])]
+            truth = reference.logits(prefix + tail, item.pictures[0])
+            context.clear()
+            context.eval(start)
+            context.eval(embedding)
+            context.eval(prefix[len(start) + len(ours) :])
             for i, token in enumerate(tail):
                 context.eval([token])
-                logits = np.array(np.asarray(context.logits)).ravel()
+                logits = np.array(context.logits).ravel()
                 expected = truth[len(prefix) + i]
                 gap = max(gap, float(np.abs(logits - expected).max()))
                 agreed += int(logits.argmax() == expected.argmax())
                 asked += 1
-        context.close()
     return {
         "feature cosine (worst row)": worst,
         "logit gap (largest)": gap,

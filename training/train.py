@@ -21,9 +21,9 @@ import torch.multiprocessing as mp
 from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_ids, stack_rows
 from .model import Trainee, learning_rate, make_config, split_parameters
 
-ROWS, PAIRS = 16, 3  # rows of a process's batch, and how many of them show two pictures
+ROWS, PAIRS = 10, 2  # rows of a process's batch, and how many of them show two pictures
 EYES_ROWS = 24  # while only the eyes learn
-EMA = 0.999
+EMA = 0.99
 
 
 def plan(eyes: int, step: int) -> tuple[int, int, int]:
@@ -109,7 +109,7 @@ class Trainer:
         start = self.args.eyes if not eyes_only else 0
         rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr)
         if eyes_only:
-            rate = self.args.lr * min(1.0, (self.step + 1) / 150)
+            rate = self.args.lr * min(1.0, (self.step + 1) / 40)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
