@@ -56,7 +56,7 @@ cdef mtmd.mtmd_context *native_load_encoder(
     if device is not None:
         raw_device = device.encode()
         params.device = ggml.ggml_backend_dev_by_name(raw_device)
-        if params.device == NULL:
+        if params.device == NULL or b"\0" in raw_device:
             names = ", ".join(d["name"] for d in devices())
             raise InvalidInputError(f"there is no device {device!r}; this build has: {names}")
     if not params.use_gpu:  # there the callback would break up the device's own queue
