@@ -1,0 +1,259 @@
+"""TokenStream: finish reasons, characters and stop strings, and every way to end early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+from support import damage
+
+from llava_native import CancelToken, Llava
+from llava_native.errors import (
+    BusyError,
+    CancelledError,
+    GrammarError,
+    InvalidInputError,
+    TimeoutExpiredError,
+)
+
+EOS = 2  # of damage.good_text, whose vocabulary is bytes and a few words
+GREEDY = {"temperature": 0, "max_tokens": 30}
+
+
+@pytest.fixture
+def llava(tmp_path):
+    text, mmproj = damage.good_text(tmp_path / "text.gguf"), damage.good_mmproj(tmp_path / "mmproj.gguf")
+    with Llava(text, mmproj, n_ctx=512, n_threads=1, chat_template="chatml") as opened:
+        yield opened
+
+
+@pytest.fixture
+def answer(llava):
+    """The greedy answer to "Hello", made of ASCII letters so that any cut of it is text."""
+    biases = {byte + 3: -1e9 for byte in range(256) if not chr(byte).isalpha() or byte > 127}
+    options = GREEDY | {"logit_bias": biases}
+    text = llava.generate("Hello", **options).text
+    assert len(text) >= 30
+    return text, options
+
+
+# -- why an answer ends
+
+
+def test_max_tokens(llava):
+    for n in (1, 2, 7):
+        with llava.stream("Hello", temperature=0, max_tokens=n) as stream:
+            list(stream)
+        assert (stream.finish_reason, stream.usage.completion_tokens) == ("length", n)
+
+
+def test_a_full_context_is_a_length_too(llava):
+    result = llava.generate("Hello", temperature=0, max_tokens=None, logit_bias={EOS: -1e9})
+    assert result.finish_reason == "length"
+    # the last token is not evaluated any more
+    assert result.usage.total_tokens == llava.context.n_ctx_seq + 1
+
+
+def test_the_model_ends_it(llava):
+    result = llava.generate("Hello", **GREEDY, logit_bias={EOS: 1e9})
+    assert (result.text, result.finish_reason, result.usage.completion_tokens) == ("", "eog", 0)
+
+
+def test_a_stop_string_ends_it_before_itself(llava, answer):
+    text, options = answer
+    stop = text[10:14]
+    expected = text[: text.find(stop)]
+    result = llava.generate("Hello", stop=stop, **options)
+    assert (result.text, result.finish_reason) == (expected, "stop")
+    with llava.stream("Hello", stop=["nowhere", stop, text[12:16]], **options) as stream:
+        seen = ""
+        for token in stream:
+            seen += token.text
+            assert expected.startswith(seen)
+    assert seen == expected
+
+
+def test_text_held_back_for_a_stop_that_never_came_is_shown_at_the_end(llava, answer):
+    text, options = answer
+    result = llava.generate("Hello", stop=text[-3:] + "!", **options)
+    assert (result.text, result.finish_reason) == (text, "length")
+
+
+def test_a_template_may_have_stops_of_its_own(llava, tmp_path):
+    with Llava(tmp_path / "text.gguf", n_ctx=512, n_threads=1, chat_template="vicuna") as vicuna:
+        result = vicuna.generate("Hello", grammar='root ::= "yes USER: more"', **GREEDY)
+    assert (result.text, result.finish_reason) == ("yes ", "stop")
+
+
+# -- characters and grammars
+
+
+def test_a_grammar_is_followed_to_its_end(llava):
+    result = llava.generate("Hello", grammar='root ::= "no" | "yes"', **GREEDY)
+    assert result.text in ("no", "yes")
+    assert result.finish_reason == "eog"
+    with pytest.raises(GrammarError):
+        llava.stream("Hello", grammar="root ::= (")
+    assert llava.generate("Hello", **GREEDY).text
+
+
+@pytest.mark.parametrize("text", ["é", "€uro", "🙂", "aé€🙂z", "漢字かな", "\u0301", "🇩🇪"])
+def test_a_character_of_several_tokens_is_shown_when_it_is_whole(llava, text):
+    with llava.stream("Hello", grammar=f'root ::= "{text}"', **GREEDY) as stream:
+        tokens = list(stream)
+    assert stream.usage.completion_tokens == len(text.encode())  # a token a byte
+    assert "".join(token.text for token in tokens) == text
+    assert all(token.text in ("", char) for token, char in zip(tokens, _by_byte(text), strict=False))
+
+
+def _by_byte(text):
+    return [char for char in text for _ in char.encode()]
+
+
+def test_a_character_that_is_cut_off_is_replaced_once(llava):
+    result = llava.generate("Hello", grammar='root ::= "🙂"', temperature=0, max_tokens=3)
+    assert (result.text, result.finish_reason) == ("\ufffd", "length")
+
+
+def test_bytes_that_are_no_text(llava):
+    result = llava.generate("Hello", temperature=0, max_tokens=4, logit_bias={0xFF + 3: 1e9})
+    assert result.text == "\ufffd" * 4
+
+
+# -- one at a time
+
+
+def test_a_second_stream_is_refused_and_the_first_goes_on(llava):
+    whole = llava.generate("Hello", **GREEDY).text
+    with llava.stream("Hello", **GREEDY) as stream:
+        next(stream)
+        with pytest.raises(BusyError):
+            llava.stream("Hello", **GREEDY)
+        with pytest.raises(BusyError):
+            llava.generate("Hello", **GREEDY)
+        assert stream.result().text == whole
+    assert llava.generate("Hello", **GREEDY).text == whole
+
+
+def test_a_stream_that_never_began_frees_when_dropped(llava):
+    stream = llava.stream("Hello", **GREEDY)
+    with pytest.raises(BusyError):
+        llava.stream("Hello", **GREEDY)
+    del stream
+    assert llava.generate("Hello", **GREEDY).text
+
+
+def test_a_stream_dropped_in_the_middle_frees(llava):
+    for _ in range(3):
+        next(llava.stream("Hello", **GREEDY))
+
+
+def test_a_finished_stream_stays_finished_and_does_not_free_anothers(llava):
+    first = llava.stream("Hello", **GREEDY)
+    list(first)
+    assert list(first) == []
+    with llava.stream("Hello", **GREEDY):
+        first.close()
+        del first
+        with pytest.raises(BusyError):
+            llava.stream("Hello", **GREEDY)
+
+
+def test_a_closed_stream_is_over(llava):
+    stream = llava.stream("Hello", **GREEDY)
+    next(stream)
+    stream.close()
+    stream.close()
+    assert stream.finish_reason == "cancelled"
+    assert list(stream) == []
+    assert stream.result().usage.completion_tokens == 1
+
+
+# -- cancelled
+
+
+def test_cancel_ends_the_iteration_without_an_exception(llava):
+    with llava.stream("Hello", **GREEDY) as stream:
+        for n, _ in enumerate(stream):
+            if n == 4:
+                stream.cancel()
+    assert (stream.finish_reason, stream.usage.completion_tokens) == ("cancelled", 5)
+    assert llava.generate("Hello", **GREEDY).finish_reason == "length"
+
+
+@pytest.mark.parametrize("by", ["stream", "token"])
+def test_cancel_from_another_thread(llava, by):
+    token = CancelToken()
+    begun = threading.Event()
+    stream = llava.stream("Hello", temperature=0, max_tokens=None, cancel=token, logit_bias={EOS: -1e9})
+
+    def stop():
+        begun.wait()
+        (stream if by == "stream" else token).cancel()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    for _ in stream:
+        begun.set()
+        thread.join(0.01)  # let the other one in
+    thread.join()
+    assert stream.finish_reason == "cancelled"
+    assert 0 < stream.usage.completion_tokens < 400
+
+
+def test_cancelled_before_it_began(llava):
+    token = CancelToken()
+    token.cancel()
+    result = llava.generate("Hello", cancel=token, **GREEDY)
+    assert (result.text, result.finish_reason) == ("", "cancelled")
+    with pytest.raises(InvalidInputError, match="not both"):
+        llava.stream("Hello", cancel=token, timeout=1)
+
+
+def test_a_timeout_is_an_exception_and_keeps_the_text(llava):
+    token = CancelToken(60)
+    with llava.stream("Hello", timeout=0.0, **GREEDY) as stream, pytest.raises(TimeoutExpiredError):
+        stream.result()
+    assert (stream.text, stream.finish_reason) == ("", "cancelled")
+    with llava.stream("Hello", temperature=0, max_tokens=None, timeout=3, logit_bias={EOS: -1e9}) as stream:
+        pause = threading.Event()
+        with pytest.raises(TimeoutError) as info:
+            [pause.wait(0.5) for _ in stream]
+    assert isinstance(info.value, CancelledError)
+    assert stream.finish_reason == "cancelled"
+    assert stream.usage.completion_tokens >= 1
+    assert llava.generate("Hello", cancel=token, **GREEDY).text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_during_generate(tmp_path):
+    """In a child process: KeyboardInterrupt, and the object answers afterwards."""
+    damage.good_text(tmp_path / "text.gguf", **{"llama.context_length": 4096})
+    program = textwrap.dedent(f"""
+        from llava_native import Llava
+        with Llava({str(tmp_path / "text.gguf")!r}, n_ctx=4096, n_threads=1) as llava:
+            try:
+                with llava.stream("Hello", max_tokens=None, logit_bias={{{EOS}: -1e9}}) as stream:
+                    next(stream)
+                    print("begun", flush=True)
+                    while True:
+                        stream.result()
+                        stream = llava.stream("Hello", max_tokens=None, logit_bias={{{EOS}: -1e9}})
+            except KeyboardInterrupt:
+                stream.close()
+                print("interrupted", llava.generate("Hello", max_tokens=3).finish_reason, flush=True)
+    """)
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.read() == "interrupted length\n"
+        assert child.wait(60) == 0
+    assert not list(Path(tmp_path).glob("core*"))
