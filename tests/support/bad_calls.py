@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
@@ -19,23 +20,19 @@ from llava_native import (
     Llava,
     Model,
     Sampler,
-    SamplingParams,
 )
 from llava_native.errors import (
     BusyError,
     CancelledError,
     ClosedError,
     ContextFullError,
-    GrammarError,
     InUseError,
     InvalidInputError,
     ModelFormatError,
     ModelLoadError,
-    PromptTooLongError,
     TimeoutExpiredError,
 )
 
-from . import tiny_models
 from .gauntlet import Case, Scene
 
 CASES: list[Case] = []
@@ -69,18 +66,17 @@ _context(InvalidInputError, "n_ctx", n_ctx=7)
 _context(InvalidInputError, "n_seq_max", n_ctx=512, n_seq_max=257)
 _context(InvalidInputError, "n_seq_max", n_batch=8, n_seq_max=9)
 _context(None, n_ctx=512, n_seq_max=256)
-_context(ModelLoadError, "memory", n_ctx=2**31 - 1)
-_context(ModelLoadError, "memory", n_ctx=10**9)
+_context(InvalidInputError, "GiB", n_ctx=2**31 - 1)
 _context(InvalidInputError, "n_threads", n_threads=513)
 _context(InvalidInputError, "type_k", type_k="q3")
 _context(ModelLoadError, type_v="q8_0", flash_attn=False)
-_context(ModelLoadError, type_k="q8_0")  # heads of 16 are no blocks of 32
+_context(None, type_k="q8_0")
 _context(InvalidInputError, "flash_attn", flash_attn="yes")
 _context(TypeError, n_cxt=64)
 _case("context: of a vocabulary", lambda s: Context(s.load(vocab_only=True)), InvalidInputError, "vocab_only")
-_case("context: of None", lambda s: Context(None), TypeError)
+_case("context: of None", lambda _: Context(None), TypeError)
 _case("context: of a path", lambda s: Context(s.text_path), TypeError)
-_case("context: of a model never loaded", lambda s: Context(Model.__new__(Model)), ClosedError)
+_case("context: of a model never loaded", lambda _: Context(Model.__new__(Model)), ClosedError)
 
 
 # -- tokens, sequences
@@ -92,11 +88,22 @@ def _eval(name: str, tokens: Any, raises: Error, says: str = "", **options: Any)
 
 for _token in (-1, 300, 2**31, 2**40, -(2**40)):
     _eval(f"token {_token}", [1, _token], InvalidInputError, str(_token))
-    _case(f"accept: token {_token}", lambda s, t=_token: s.sampler().accept(t), InvalidInputError, str(_token))
-    _case(f"bytes of token {_token}", lambda s, t=_token: s.model.token_bytes(t), InvalidInputError, str(_token))
-    _case(f"detokenize: {_token}", lambda s, t=_token: s.model.detokenize([t]), InvalidInputError, str(_token))
+    _case(
+        f"accept: token {_token}", lambda s, t=_token: s.sampler().accept(t), InvalidInputError, str(_token)
+    )
+    _case(
+        f"bytes of token {_token}", lambda s, t=_token: s.model.token_bytes(t), InvalidInputError, str(_token)
+    )
+    _case(
+        f"detokenize: {_token}", lambda s, t=_token: s.model.detokenize([t]), InvalidInputError, str(_token)
+    )
     _case(f"is_eog: {_token}", lambda s, t=_token: s.model.is_eog(t), InvalidInputError, str(_token))
-    _case(f"bias of {_token}", lambda s, t=_token: s.sampler(logit_bias={t: 1.0}), InvalidInputError, str(_token))
+    _case(
+        f"bias of {_token}",
+        lambda s, t=_token: s.sampler(logit_bias={t: 1.0}),
+        InvalidInputError,
+        str(_token),
+    )
 for _seq in (-1, 2, 255, 256, 2**31, 2**40, -(2**40)):
     _eval(f"sequence {_seq}", [1], InvalidInputError, str(_seq), seq=_seq)
     _case(f"n_past of {_seq}", lambda s, q=_seq: s.ctx.n_past(q), InvalidInputError, str(_seq))
@@ -111,9 +118,11 @@ _eval("a number", 7, TypeError)
 _eval("nothing", [], InvalidInputError, "nothing")
 _eval("one too many", [1] * 257, ContextFullError, "257")
 _eval("without end", itertools.repeat(1), ContextFullError)
-_eval("rows one too many", ImageEmbedding.from_buffer(np.zeros((257, 64), np.float32)), ContextFullError, "257")
+_eval(
+    "rows one too many", ImageEmbedding.from_buffer(np.zeros((257, 64), np.float32)), ContextFullError, "257"
+)
 _eval("rows never made", ImageEmbedding.__new__(ImageEmbedding), ClosedError)
-_eval("a cancelled token", [1], CancelledError, cancel=type("C", (), {}) and CancelToken(0))
+_eval("an expired token", [1], TimeoutExpiredError, cancel=CancelToken(0))
 _eval("cancel is no CancelToken", [1], TypeError, cancel=True)
 
 
@@ -136,9 +145,11 @@ _with("copy an empty one", lambda c: c.copy_sequence(1, 0), None)
 _with("copy a part, and again", lambda c: (c.copy_sequence(0, 1, 2), c.copy_sequence(1, 0)), None)
 _with("copy n as float", lambda c: c.copy_sequence(0, 1, 1.5), TypeError)
 _with("logits after clear", lambda c: (c.clear(), c.logits), InvalidInputError, "no logits")
-_with("logits after truncate", lambda c: (c.truncate_sequence(0, 1), c.logits), InvalidInputError, "no logits")
+_with(
+    "logits after truncate", lambda c: (c.truncate_sequence(0, 1), c.logits), InvalidInputError, "no logits"
+)
 _with("write into logits", lambda c: memoryview(c.logits).__setitem__(0, 1.0), TypeError)
-_with("close under a view", lambda c: (memoryview(c.logits), c.close()), None)
+_with("close under a view", lambda c: (memoryview(c.logits), c.close()), BufferError, "views")
 _with("full, then cleared", lambda c: (c.eval([1] * (c.n_ctx - 3)), c.clear()), None)
 _with("full of two sequences", lambda c: [c.eval([1] * 100, seq=i % 2) for i in range(4)], ContextFullError)
 
@@ -157,7 +168,7 @@ def _reentrant(change: Callable[[Context], Any]) -> Callable[[Scene], Any]:
 
 _case("eval: tokens that close the context", _reentrant(lambda c: c.close()), ClosedError)
 _case("eval: tokens that evaluate", _reentrant(lambda c: c.eval([7] * 250)), None)
-_case("eval: tokens that raise", _reentrant(lambda c: 1 // 0), ZeroDivisionError)
+_case("eval: tokens that raise", _reentrant(lambda _: 1 // 0), ZeroDivisionError)
 _case("logits: before anything", lambda s: s.ctx.logits, InvalidInputError, "no logits")
 _case("sample: before anything", lambda s: s.sampler().sample(s.ctx), InvalidInputError, "no logits")
 
@@ -196,7 +207,8 @@ _override(InvalidInputError, {1: 2})
 _override(InvalidInputError, {"tokenizer.ggml.tokens": "x"})
 _override(InvalidInputError, {"llama.block_count": "two"})
 _override(InvalidInputError, {"llama.block_count": 2.0})
-_override((TypeError), 5)
+_override(InvalidInputError, {"llama.rope.freq_base": 10000}, "f32")
+_override(TypeError, 5)
 _case("load: n_gpu_layers 2**40", lambda s: s.load(n_gpu_layers=2**40), OverflowError)
 _case("load: n_gpu_layers -7", lambda s: s.load(n_gpu_layers=-7), None)
 _case("load: main_gpu 99", lambda s: s.load(main_gpu=99), None)
@@ -206,17 +218,30 @@ _case("load: encoder twice", lambda s: s.encoder.__init__(s.mmproj_path), InUseE
 _case("load: context twice", lambda s: s.ctx.__init__(s.model), InUseError)
 _case("load: sampler twice", lambda s: s.sampler().__init__(s.model), InUseError)
 _case("load: progress is no function", lambda s: s.load(progress=5), TypeError)
-_case("load: progress raises", lambda s: s.load(progress=lambda x: 1 // 0), ZeroDivisionError)
-_case("load: progress says no", lambda s: s.load(progress=lambda x: False), CancelledError)
+_case("load: progress raises", lambda s: s.load(progress=lambda _: 1 // 0), ZeroDivisionError)
+_case("load: progress says no", lambda s: s.load(progress=lambda _: False), CancelledError)
 _case("load: expired", lambda s: s.load(cancel=CancelToken(0)), TimeoutExpiredError)
-_case("encoder: progress raises", lambda s: ImageEncoder(s.mmproj_path, progress=lambda x: 1 // 0), ZeroDivisionError)
-_case("encoder: no such device", lambda s: ImageEncoder(s.mmproj_path, device="CUDA99"), InvalidInputError, "CUDA99")
+_case(
+    "encoder: progress raises",
+    lambda s: ImageEncoder(s.mmproj_path, progress=lambda _: 1 // 0),
+    ZeroDivisionError,
+)
+_case(
+    "encoder: no such device",
+    lambda s: ImageEncoder(s.mmproj_path, device="CUDA99"),
+    InvalidInputError,
+    "CUDA99",
+)
 _case("encoder: device with NUL", lambda s: ImageEncoder(s.mmproj_path, device="C\0"), InvalidInputError)
 _case("encoder: dtype", lambda s: ImageEncoder(s.mmproj_path, dtype="q4"), InvalidInputError, "dtype")
 for _n in (0, -1, 513, 10**12):
-    _case(f"encoder: n_threads {_n}", lambda s, n=_n: ImageEncoder(s.mmproj_path, n_threads=n), InvalidInputError)
+    _case(
+        f"encoder: n_threads {_n}",
+        lambda s, n=_n: ImageEncoder(s.mmproj_path, n_threads=n),
+        InvalidInputError,
+    )
 for _n in (math.nan, -1, "x"):
-    _case(f"cancel: timeout {_n}", lambda s, n=_n: CancelToken(n), TypeError if _n == "x" else ValueError)
+    _case(f"cancel: timeout {_n}", lambda _, n=_n: CancelToken(n), TypeError if _n == "x" else ValueError)
 _case("cancel: timeout without end", lambda s: s.ctx.eval([1], cancel=CancelToken(math.inf)), None)
 
 
@@ -253,12 +278,17 @@ _closed("sampler, sample", lambda s: (s.ctx, s.sampler())[1], lambda p: p.accept
 _closed("sampler, reset", lambda s: s.sampler(), lambda p: p.reset())
 _closed("Llava, generate", lambda s: s.llava, lambda v: v.generate("x"))
 _closed("Llava, with", lambda s: s.llava, lambda v: v.__enter__())
-_case("closed: sampler on a closed context", lambda s: (s.ctx.eval([1]), s.ctx.close(), s.sampler().sample(s.ctx)),
+_case("closed: sampler on a closed context", lambda s: (
+    s.ctx.eval([1]), s.ctx.close(), s.sampler().sample(s.ctx)),
       ClosedError)  # fmt: skip
 _case("in use: model under a context", lambda s: (s.ctx, s.model.close()), InUseError, "1 contexts")
 _case("in use: model under a sampler", lambda s: (s.sampler(), s.model.close()), InUseError)
 _case("in use: Llava under a stream", lambda s: (x := s.llava.stream("x"), s.llava.close(), x), BusyError)
-_case("in use: context under logits", lambda s: (s.ctx.eval([1]), x := s.ctx.logits, s.ctx.close(), x), BufferError)
+_case(
+    "in use: context under logits",
+    lambda s: (s.ctx.eval([1]), x := s.ctx.logits, s.ctx.close(), x),
+    BufferError,
+)
 for _kind in (Model, Context, ImageEncoder, ImageEmbedding, Sampler):
 
     def _poke(scene: Scene, kind: Any = _kind) -> None:
@@ -271,13 +301,15 @@ for _kind in (Model, Context, ImageEncoder, ImageEmbedding, Sampler):
                     found = getattr(thing, name)
                     if callable(found):
                         found(*arguments)
-                except Exception:  # noqa: S110, PERF203 - any will do: it is crashes that count
+                except Exception:
                     pass
 
     _case(f"never made: {_kind.__name__}", _poke, None)
 
 
-def _two_threads(long: Callable[[Scene, CancelToken], Any], other: Callable[[Scene], Any]) -> Callable[[Scene], None]:
+def _two_threads(
+    long: Callable[[Scene, CancelToken], Any], other: Callable[[Scene], Any]
+) -> Callable[[Scene], None]:
     """Do `long` in a thread and `other` as soon as it is refused; stop `long` then."""
 
     def run(scene: Scene) -> None:
@@ -285,10 +317,8 @@ def _two_threads(long: Callable[[Scene, CancelToken], Any], other: Callable[[Sce
 
         def work() -> None:
             while not token.cancelled:
-                try:
+                with contextlib.suppress(CancelledError):
                     long(scene, token)
-                except CancelledError:
-                    pass
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -322,6 +352,11 @@ def _warm(do: Callable[[Scene], Any]) -> Callable[[Scene], Any]:
 
 
 _case("two threads: eval and clear", _warm(_two_threads(_fill, lambda s: s.ctx.clear())), BusyError)
-_case("two threads: eval and close", _warm(_two_threads(_fill, lambda s: s.ctx.truncate_sequence(0, 0))), BusyError)
+_case(
+    "two threads: eval and close",
+    _warm(_two_threads(_fill, lambda s: s.ctx.truncate_sequence(0, 0))),
+    BusyError,
+)
 _case("two threads: encode and encode", _warm(_two_threads(
-    lambda s, t: s.encoder.encode(PIXELS, cancel=t), lambda s: s.encoder.encode(PIXELS))), BusyError)  # fmt: skip
+    lambda s, t: s.encoder.encode(PIXELS, cancel=t),
+    lambda s: s.encoder.encode(PIXELS))), BusyError)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -69,11 +70,8 @@ def _fifo(scene: Scene, data: bytes) -> Path:
     os.mkfifo(path)
 
     def write() -> None:
-        with path.open("wb") as pipe:
-            try:
-                pipe.write(data)
-            except BrokenPipeError:
-                pass
+        with path.open("wb") as pipe, contextlib.suppress(BrokenPipeError):
+            pipe.write(data)
 
     threading.Thread(target=write, daemon=True).start()
     return path
@@ -114,7 +112,9 @@ for _role, _load in {**_LOAD, "image": None}.items():
         ModelFormatError if _load else ImageTooLargeError,
     )
 _case("path: image, a URL", lambda s: s.encoder.encode("https://example.org/x.png"), InvalidInputError, "URL")
-_case("path: two models in place of two files", lambda s: _load_text(s.mmproj_path), ModelFormatError, "mmproj=")
+_case(
+    "path: two models in place of two files", lambda s: _load_text(s.mmproj_path), ModelFormatError, "mmproj="
+)
 
 
 # -- images
@@ -215,11 +215,11 @@ def _saved(name: str, change: Any, raises: type[BaseException] | None = ModelFor
 
 
 def _header(header: bytes) -> Any:
-    return lambda data: len(header).to_bytes(8, "little") + header + bytes(768)
+    return lambda _: len(header).to_bytes(8, "little") + header + bytes(768)
 
 
 _saved("whole", lambda data: data, None)
-_saved("empty", lambda data: b"")
+_saved("empty", lambda _: b"")
 _saved("one byte short", lambda data: data[:-1])
 _saved("one byte more", lambda data: data + b"x")
 _saved("4 bytes", lambda data: data[:4])
@@ -238,9 +238,9 @@ _case("saved rows: of another encoder", lambda s: (
     ImageEmbedding.from_buffer(_good, fingerprint="x").save(s.folder / "o.emb"),
     ImageEmbedding.load(s.folder / "o.emb", encoder=s.encoder)), EmbeddingMismatchError, "x")  # fmt: skip
 
-# an encoder of another model's width, and a file that changes its kind
 _case("rows: of another width through Llava", lambda s: s.llava.generate(
-    "x", image=ImageEmbedding.from_buffer(np.zeros((3, 32), np.float32))), EmbeddingMismatchError, "32")  # fmt: skip
+    "x", image=ImageEmbedding.from_buffer(np.zeros((3, 32), np.float32))),
+    EmbeddingMismatchError, "32")  # fmt: skip
 _case("rows: of another encoder through Llava", lambda s: s.llava.generate(
     "x", image=ImageEmbedding.from_buffer(_good, fingerprint="x")), EmbeddingMismatchError, "x")  # fmt: skip
 _case("overrides: architecture of an mmproj", lambda s: s.load(

@@ -24,17 +24,17 @@ errors of CUDA                                         none can be made on purpo
 from __future__ import annotations
 
 import pytest
-from support import bad_calls, bad_files
+from support import bad_calls, bad_files, bad_words
 from support.gauntlet import Case, Gauntlet
 
-CASES = [(module.__name__, case) for module in (bad_files, bad_calls) for case in module.CASES]
+CASES = [(module.__name__, case) for module in (bad_files, bad_calls, bad_words) for case in module.CASES]
 
 
 @pytest.fixture(scope="module")
 def gauntlets(tmp_path_factory):
     made = {
         module.__name__: Gauntlet(module.__name__, tmp_path_factory.mktemp("gauntlet"))
-        for module in (bad_files, bad_calls)
+        for module in (bad_files, bad_calls, bad_words)
     }
     yield made
     for gauntlet in made.values():
