@@ -12,6 +12,7 @@ from support.threads import Background, no_switching
 from llava_native import CancelToken, Context, ImageEncoder, Model, Sampler, SamplingParams
 from llava_native._native import live_counts
 from llava_native.errors import BusyError, CancelledError, ClosedError, GrammarError, InUseError
+
 from llava_native.errors import InvalidInputError, ModelFormatError  # isort: skip
 
 MAKERS = {
