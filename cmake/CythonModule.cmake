@@ -22,7 +22,9 @@ function(llava_native_module name)
     target_link_options(${name} PRIVATE -Wl,-dead_strip "LINKER:-exported_symbol,_PyInit_${name}")
   elseif(UNIX)
     # another ggml may live in the same process: nothing but PyInit leaves this module
-    target_link_options(${name} PRIVATE "LINKER:--exclude-libs,ALL" "LINKER:--gc-sections")
+    target_link_options(${name} PRIVATE "LINKER:--exclude-libs,ALL" "LINKER:--gc-sections"
+                        "LINKER:--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map")
+    set_property(TARGET ${name} APPEND PROPERTY LINK_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map")
     if(CMAKE_BUILD_TYPE STREQUAL "Release")
       target_link_options(${name} PRIVATE "LINKER:--strip-all")
     endif()

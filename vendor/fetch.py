@@ -44,7 +44,9 @@ def download(source: dict[str, str], folder: Path) -> Path:
     if done.returncode != 0:
         raise SystemExit(
             f"vendor/fetch.py: pip could not download {requirement}.\n{done.stderr.strip()}\n"
-            "Check the package index, or point LLAVA_NATIVE_LLAMA_CPP at a llama.cpp checkout."
+            "With no package index in reach: build from llava_native's own source distribution, which\n"
+            "carries llama.cpp; or let PIP_FIND_LINKS name a folder with that archive; or point\n"
+            "LLAVA_NATIVE_LLAMA_CPP at a llama.cpp checkout (docs/building.md)."
         )
     (archive,) = folder.glob("*.tar.gz")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -76,6 +78,7 @@ def apply_patches(tree: Path) -> None:
 
 
 def main() -> None:
+    """Fill the folder, unless it is filled from this very pin and these patches."""
     stamp = wanted_stamp()
     if STAMP.is_file() and STAMP.read_text() == stamp:
         return

@@ -20,8 +20,13 @@ HEADERS = {
     "llama.h": "include/llama.h",
     "mtmd.h": "tools/mtmd/mtmd.h",
 }
-# spellings of one type: bool in Cython is a Python object, and `unsigned` is uint32_t on every platform we build
-SAME_TYPES = {"cbool": "bool", "unsigned int": "uint32_t", "int": "int32_t", "llama_vocab_type_t": "llama_vocab_type"}
+# spellings of one type; int and unsigned are 32 bits on every platform that we build for
+SAME_TYPES = {
+    "cbool": "bool",
+    "unsigned int": "uint32_t",
+    "int": "int32_t",
+    "llama_vocab_type_t": "llama_vocab_type",
+}
 
 pytestmark = pytest.mark.skipif(
     not (LLAMA_CPP / "include").is_dir(), reason="vendor/llama.cpp is not filled; a build fills it"

@@ -1,0 +1,33 @@
+"""The annotations and stubs, seen by mypy as an installed package's user sees them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+MODULES = ("_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler")
+
+pytest.importorskip("mypy")
+
+
+def run(*command: str, cwd: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_public_api(tmp_path):
+    # from elsewhere, so that mypy takes the installed package and not the source folder
+    options = ("--strict", "--warn-unused-ignores", "--config-file=", f"--cache-dir={tmp_path}")
+    run("mypy", *options, str(HERE / "public_api.py"), cwd=tmp_path)
+
+
+def test_stubs_say_what_the_modules_have(tmp_path):
+    modules = [f"llava_native.{name}" for name in MODULES]
+    allowed = str(HERE / "stubtest-allowlist.txt")
+    # disjoint bases: a decorator that type checkers only begin to know
+    run("mypy.stubtest", "--concise", "--ignore-disjoint-bases", "--allowlist", allowed,
+        "--ignore-unused-allowlist", *modules, cwd=tmp_path)  # fmt: skip
