@@ -199,7 +199,7 @@ cdef class Model:
         Native: llama_tokenize (llama.h). GIL: released. Threads: any number at once.
         """
         self.c_open()
-        raw = text.encode() if isinstance(text, str) else bytes(text)
+        raw = text.encode() if isinstance(text, str) else bytes(memoryview(text))
         if len(raw) >= 2**31 - 16:
             raise InvalidInputError(f"the text has {len(raw)} bytes; at most 2 GiB can be tokenised")
         if len(raw) >= _MAX_RUN and not self._info["is_spm"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
@@ -253,9 +254,13 @@ class Llava:
             raise InvalidInputError(
                 "give timeout or cancel, not both: a CancelToken has a timeout of its own"
             )
-        if max_tokens is not None and max_tokens < 1:
-            raise InvalidInputError(f"max_tokens must be at least 1, not {max_tokens}")
-        stops = [stop] if isinstance(stop, str) else list(stop)
+        if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
+            raise InvalidInputError(
+                f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}"
+            )
+        stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+        if not all(isinstance(text, str) for text in stops):
+            raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
         planned = self._plan(prompt, _as_list(image), system)
         cancel = cancel or CancelToken(timeout)
         sampler = Sampler(self._model, SamplingParams(**sampling))

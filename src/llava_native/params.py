@@ -96,6 +96,8 @@ class SamplingParams:
                 raise InvalidInputError(f"logit_bias: a token id is an integer, not {token!r}")
             if not isinstance(bias, Real) or math.isnan(bias) or bias == math.inf:
                 raise InvalidInputError(f"logit_bias[{token}] is {bias!r}; it must be finite or -inf")
+        if not all(isinstance(breaker, str) for breaker in self.dry_sequence_breakers):
+            raise InvalidInputError(f"dry_sequence_breakers must be str, not {self.dry_sequence_breakers!r}")
         for name in ("grammar", "grammar_root"):
             value = getattr(self, name)
             if not isinstance(value, str) and (name, value) != ("grammar", None):
@@ -109,6 +111,7 @@ class SamplingParams:
 
 
 _INT32_MAX = 2**31 - 1
+_MAX_LOOK_BACK = 2**24  # tokens; the library takes the memory for all of them at once
 _INTEGERS = frozenset(
     {"top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat_mode", "seed"}
 )
@@ -123,11 +126,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "repeat_penalty": (1e-3, 1e3),
     "frequency_penalty": (-1e3, 1e3),
     "presence_penalty": (-1e3, 1e3),
-    "repeat_last_n": (-1, _INT32_MAX),
+    "repeat_last_n": (-1, _MAX_LOOK_BACK),
     "dry_multiplier": (0.0, 1e3),
     "dry_base": (1.0, 1e3),
     "dry_allowed_length": (0, _INT32_MAX),
-    "dry_penalty_last_n": (-1, _INT32_MAX),
+    "dry_penalty_last_n": (-1, _MAX_LOOK_BACK),
     "mirostat_mode": (0, 2),
     "mirostat_tau": (0.0, 1e3),
     "mirostat_eta": (0.0, 1e3),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from llava_native import ImageEmbedding, Llava, Model
 from llava_native.errors import (
@@ -49,12 +50,11 @@ def _long(pre: str | None, texts: dict[str, str], refused: bool) -> None:
         with Model(_bpe(scene), vocab_only=True, kv_overrides=overrides) as model:
             for name, text in texts.items():
                 print(name, file=sys.stderr, flush=True)  # shown with a crash
-                try:
-                    found = model.detokenize(model.tokenize(text, add_special=False))
-                except InvalidInputError as exc:
-                    assert refused and "in a row" in str(exc), name
+                if refused:
+                    with pytest.raises(InvalidInputError, match="in a row"):
+                        model.tokenize(text)
                 else:
-                    assert not refused and found == text, name
+                    assert model.detokenize(model.tokenize(text, add_special=False)) == text, name
 
     _case(f"text: {'refused' if refused else 'long'}, pre-tokenizer {pre}", run, None)
 
@@ -72,7 +72,7 @@ _RUNS = {
     "control characters and signs": "\x1c+" * 50_000,
 }
 _long(None, _RUNS, refused=True)
-_long(None, {"words": "abcdefghi " * 10_000, "mixed": "Ab1 .\n漢" * 10_000}, refused=False)
+_long(None, {"words": "abcdefghi " * 10_000, "mixed": "Ab1 +\n漢" * 10_000}, refused=False)
 _long("llama-bpe", _RUNS | {"accented": "a\u0301" * 50_000}, refused=False)
 
 
@@ -103,7 +103,7 @@ def _option(raises: Error, says: str = "", **options: Any) -> None:
     def run(scene: Scene) -> None:
         scene.llava.generate("x", **{"max_tokens": 3, "temperature": 0} | options)
 
-    _case(f"generate: {str(options)[:70]}", run, raises, says)
+    _case(f"generate {len(CASES)}: {str(options)[:50]}", run, raises, says)
 
 
 _option(InvalidInputError, "max_tokens", max_tokens=0)
@@ -183,6 +183,7 @@ for _name, _params in _EXTREMES.items():
         _sampling(f"{_name}, rows of {_value}", rows=np.full((2, 64), _value, np.float32), **_params)
 for _name in ("repeat_last_n", "dry_penalty_last_n"):
     _sampling(f"{_name} 2**31-1", InvalidInputError, _name, **{_name: 2**31 - 1})
+    _sampling(f"{_name} 2**24", repeat_penalty=1.1, dry_multiplier=1.0, **{_name: 2**24})
 _sampling("breakers of numbers", InvalidInputError, "dry_sequence_breakers", dry_multiplier=1.0,
           dry_sequence_breakers=(5,))  # fmt: skip
 
@@ -210,7 +211,10 @@ _grammar("left recursion", 'root ::= root "a" | "b"')
 _grammar("left recursion in a circle", 'root ::= x\nx ::= y "a"\ny ::= root | "b"')
 _grammar("left recursion behind an empty rule", 'root ::= x root "a"\nx ::= "b"?')
 _grammar("only itself", "root ::= root")
-_BROKEN = ['"a', "[a", "(", ")", '"a"\\x20)', "[z-", '"\\', '"\\x', '"\\u12', "{3}", "a{", '"a"{2', '"a"{2,1}', '"a"{99999999999}', "<", "<|eot", "<[1", "<[999999999999999999999]>", "!<|x|>", "[z-a]+", "::=", "|*", "?", '"a"**']
+_BROKEN = (
+    '"a', "[a", "(", ")", '"a" )', "[z-", '"\\', '"\\x', '"\\u12', "{3}", "a{", '"a"{2', '"a"{2,1}',
+    '"a"{99999999999}', "<", "<|eot", "<[1", "<[999999999999999999999]>", "!<|x|>", "[z-a]+", "::=", "|*",
+)  # fmt: skip
 for _bad in _BROKEN:
     _grammar(f"root ::= {_bad}", f"root ::= {_bad}")
 _grammar("100k parentheses", "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000, says="nests")
@@ -219,9 +223,9 @@ _grammar("100k rules in a chain", "\n".join(f"r{i} ::= r{i + 1}" for i in range(
 _grammar("3000 rules in a chain", "\n".join(
     f"r{i} ::= r{i + 1}" for i in range(3000)) + '\nr3000 ::= "a"*\nroot ::= r0', None)  # fmt: skip
 _grammar("10 MB of alternatives", "root ::= (" + '"abcdefgh" | ' * 770_000 + '"b")*')
-_grammar("repeated a million times", 'root ::= "a"{1000000}')
-_grammar("repeated a thousand times three times", 'root ::= (("a"{1000}){1000}){1000}')
-_grammar("stars of stars", 'root ::= (("a"*)*)*')
+_grammar("repeated too often", 'root ::= "a"{100000}')
+_grammar("repeated a thousand times three times", 'root ::= (("a"{1000}){1000}){1000}', None)
+_grammar("stars of stars", 'root ::= (("a"*)*)*', None)
 _grammar("many ways to say the same", "root ::= (" + '"a"? ' * 30 + ")", None)
 _grammar("nothing can follow", 'root ::= "\U0010ffff"+', None)
-_grammar("a token that no vocabulary has", "root ::= <[100000]>*")
+_grammar("a token that no vocabulary has", "root ::= <[100000]>*", None)

@@ -33,7 +33,7 @@ def files(tmp_path_factory, picture):
 @pytest.fixture
 def run(files):
     def start(*arguments, shell=None, **options):
-        command = [*COMMAND, *map(str, arguments)]
+        command = [*COMMAND, *(a if isinstance(a, bytes) else str(a) for a in arguments)]
         options = {"cwd": files, "capture_output": True, "text": True, "timeout": 120} | options
         return subprocess.run(command, check=False, **options)
 
@@ -95,9 +95,12 @@ def test_several_images_one_of_them_bad(run, files):
         ((*DESCRIBE, "a.png", "-p", "x" * 2000), "n_ctx=512"),
         ((*DESCRIBE, "a.png", "--temp", "-1"), "temperature"),
         ((*DESCRIBE, "a.png", "--seed", "-1"), "seed"),
+        ((*DESCRIBE, "a.png", "-p", b"\xff"), "surrogates"),
         ((*DESCRIBE, "a.png", "-t", "10000"), "n_threads"),
         (("encode", "--mmproj", "text.gguf", "a.png"), "model="),
         (("encode", "--mmproj", "mmproj.gguf", "text.png"), "not an image"),
+        (("encode", "--mmproj", "mmproj.gguf", "."), "directory"),
+        (("encode", "--mmproj", "mmproj.gguf", "a.png", "b.png", "-o", "text.gguf"), "text.gguf"),
         (("encode", "--mmproj", "mmproj.gguf", "a.png", "-o", "no/such/folder.emb"), "no/such"),
     ],
 )

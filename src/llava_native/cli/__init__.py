@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of our output is gone; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (LlavaError, OSError, MemoryError) as exc:
+    except (LlavaError, OSError, MemoryError, UnicodeError) as exc:
         print(f"llava-native: {exc or type(exc).__name__}", file=sys.stderr)
         return 1
     return status if isinstance(status, int) else 0

@@ -58,7 +58,7 @@ def describe(
                 with llava.stream(prompt, image=image, **options) as stream:
                     _show(stream, f"{image}: " if len(images) > 1 else "")
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
-                if len(images) == 1:
+                if len(images) == 1 or isinstance(exc, BrokenPipeError):
                     raise
                 print(f"llava-native: {image}: {exc}", file=sys.stderr)
                 failures += 1

@@ -30,10 +30,10 @@ def encode(
     failures = 0
     with ImageEncoder(mmproj, n_threads=n_threads, dtype=dtype) as encoder:  # type: ignore[arg-type]
         for image in images:
-            target = _target(image, output, len(images) > 1)
             began = time.perf_counter()
             try:
                 rows = encoder.encode(image)
+                target = _target(image, output, len(images) > 1)
                 rows.save(target)
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
                 if len(images) == 1:

@@ -53,7 +53,8 @@ cdef int _add_truncation(llama.llama_sampler *chain, params) except -1:
 cdef int _fill_chain(llama.llama_sampler *chain, llama.llama_model *model, params) except -1:
     cdef const llama.llama_vocab *vocab = llama.llama_model_get_vocab(model)
     cdef int32_t n_vocab = llama.llama_vocab_n_tokens(vocab)
-    cdef int32_t n_ctx_train = llama.llama_model_n_ctx_train(model)
+    # a file may claim any; the samplers take the memory for all of them at once
+    cdef int32_t n_ctx_train = max(0, min(llama.llama_model_n_ctx_train(model), 1 << 24))
     cdef uint32_t seed = params.seed
     if params.logit_bias:
         _add_logit_bias(chain, n_vocab, params.logit_bias)
