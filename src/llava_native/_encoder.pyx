@@ -3,9 +3,9 @@
 import os
 
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_WarnEx
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
-from cpython.exc cimport PyErr_WarnEx
 from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, watch_begin
@@ -19,6 +19,7 @@ from llava_native._native cimport (
     native_load_encoder,
 )
 from llava_native._native import devices
+from llava_native.capi cimport llama
 from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, InvalidInputError, ModelLoadError
 from llava_native.gguf import read_header
 from llava_native.preflight import check_mmproj
@@ -90,6 +91,9 @@ cdef class ImageEncoder:
         params.use_gpu = on_gpu
         params.n_threads = self.n_threads
         params.print_timings = False
+        if self.dtype == "f32":
+            # its keys and values would become F16; whoever keeps weights in F32 wants the digits
+            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if not mtmd.mtmd_params_set_weights_bf16(&params, self.dtype == "bf16"):
             if dtype == "bf16":
                 raise ModelLoadError("this build has no patch 0003, which keeps F16 weights as BF16")

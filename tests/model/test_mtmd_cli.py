@@ -40,7 +40,7 @@ def cli_answer(text: Path, mmproj: Path, image: Path, n_predict: int) -> str:
     """Return what llama-mtmd-cli answers greedily, with the settings that `our_answer` has."""
     command = [CLI, "-m", text, "--mmproj", mmproj, "--image", image, "-p", f"<__media__>\n{QUESTION}"]
     command += ["--no-jinja", "--chat-template", "phi3", "--temp", "0", "-n", str(n_predict), "-c", "2048"]
-    command += ["-fa", "off", "-t", "2", "-ub", "512", "--no-warmup"]
+    command += ["-fa", "on", "-t", "2", "-ub", "512", "--no-warmup"]  # -fa is the encoder's, too
     done = subprocess.run(list(map(str, command)), capture_output=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-2000:]
     return done.stdout.decode("utf-8", "replace").strip()
@@ -48,7 +48,7 @@ def cli_answer(text: Path, mmproj: Path, image: Path, n_predict: int) -> str:
 
 def our_answer(text: Path, mmproj: Path, image: Path, n_predict: int) -> str:
     """Return our greedy answer as that program prints it: special tokens as their text."""
-    options = {"n_ctx": 2048, "n_ubatch": 512, "n_threads": 2, "flash_attn": False, "dtype": "f16"}
+    options = {"n_ctx": 2048, "n_ubatch": 512, "n_threads": 2, "flash_attn": True, "dtype": "f16"}
     with (
         Llava(text, mmproj, chat_template="phi-3", **options) as llava,
         llava.stream(QUESTION, image=image, temperature=0, max_tokens=n_predict) as stream,
@@ -77,8 +77,9 @@ def test_pair_of_real_shape(tmp_path):
 def test_without_the_image_the_answer_differs(tiny_pair, tmp_path):
     """The comparison would notice another image: the answer depends on the rows."""
     pair = tiny_pair("phi-3", "legacy", "f16")
-    image = prepared_jpeg(tmp_path, pair.mmproj.params.image_size)
+    size = pair.mmproj.params.image_size
+    image = prepared_jpeg(tmp_path, size)
     black = tmp_path / "black.png"
-    Image.new("RGB", Image.open(image).size).save(black)
+    Image.new("RGB", (size, size)).save(black)
     answers = {our_answer(pair.text.path, pair.mmproj.path, path, 24) for path in (image, black)}
     assert len(answers) == 2

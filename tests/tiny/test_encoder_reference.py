@@ -60,7 +60,8 @@ def test_rows_are_those_of_the_papers(mmproj, shape):
     assert rows.dtype == np.float32
     assert rows.shape == (mmproj.params.n_patches, mmproj.params.n_embd_text)
     assert row_cosines(rows, expected).min() >= 0.99999
-    assert np.abs(rows - expected).max() <= 4e-3
+    # ggml looks GELU up in float16; over one colour, where all patches are equal, those errors add up
+    assert np.abs(rows - expected).max() <= (3e-3 if shape == (1, 1) else 2e-3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
