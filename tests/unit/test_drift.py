@@ -207,3 +207,11 @@ def test_the_filled_folder_carries_each_patch(patch):
             target = (LLAMA_CPP / line[6:].split("\t")[0]).read_text("utf-8")
         elif line.startswith("+") and target is not None and line[1:].strip():
             assert line[1:].strip() in target
+
+
+def test_vulkan_compiles_with_the_headers_of_debian_12():
+    """They know no VK_EXT_layer_settings (patch 0004)."""
+    text = (LLAMA_CPP / "ggml/src/ggml-vulkan/ggml-vulkan.cpp").read_text("utf-8")
+    guarded = re.sub(r"#ifdef VK_EXT_layer_settings\n.*?#else\n", "", text, flags=re.DOTALL)
+    assert "vk::LayerSetting" in text
+    assert "vk::LayerSetting" not in guarded
