@@ -168,7 +168,7 @@ cdef ImageEmbedding embedding_from_batch(
 
 def _read_safetensors(path):
     """Return (metadata, float32 memoryview of two dimensions) of a file that `save` wrote."""
-    with open(path, "rb") as file:
+    with open(os.fspath(path), "rb") as file:  # fspath refuses a number, which open() takes and closes
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, HEADER_LIMIT):

@@ -134,7 +134,11 @@ cdef class Sampler:
         """
         self.c_enter()
         self._model.c_check_token(token)
-        native_accept(self._chain, self._grammar, <int>token)
+        self._busy = True
+        try:
+            native_accept(self._chain, self._grammar, <int>token)
+        finally:
+            self._busy = False
 
     def reset(self):
         """Forget what was chosen, and start the random numbers again from the seed.
@@ -144,9 +148,13 @@ cdef class Sampler:
         Native: llama_sampler_reset (llama.h).
         """
         self.c_enter()
-        native_reset_sampler(self._chain)
-        if self._grammar != NULL:
-            native_reset_sampler(self._grammar)
+        self._busy = True
+        try:
+            native_reset_sampler(self._chain)
+            if self._grammar != NULL:
+                native_reset_sampler(self._grammar)
+        finally:
+            self._busy = False
 
     def close(self):
         """Free the sampler. May be called again."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
-from llava_native.errors import CancelledError, TimeoutExpiredError
+from llava_native.errors import BusyError, CancelledError, TimeoutExpiredError
 from llava_native.prompt import PendingImage, check_length
 from llava_native.text import StopSplitter, Utf8Decoder
 
@@ -115,6 +116,7 @@ class TokenStream:
         self._decoder = Utf8Decoder()
         self._splitter = StopSplitter(stops)
         self._sampler: Sampler | None = sampler
+        self._inside = threading.Lock()
         self._started = 0.0
         self._pending: int | None = None  # sampled, but not evaluated yet
         self._prepare_s = self._encode_s = self._prefill_s = self._first_token_s = self._decode_s = 0.0
@@ -128,6 +130,17 @@ class TokenStream:
         return self
 
     def __next__(self) -> Token:
+        self._enter()
+        try:
+            return self._next()
+        finally:
+            self._inside.release()
+
+    def _enter(self) -> None:
+        if not self._inside.acquire(blocking=False):
+            raise BusyError("another thread is inside this stream; only cancel() may be called meanwhile")
+
+    def _next(self) -> Token:
         if self._sampler is None:
             raise StopIteration
         try:
@@ -139,7 +152,7 @@ class TokenStream:
             self._end("cancelled")
             raise StopIteration from None
         except BaseException:
-            self.close()
+            self._free()
             raise
         if token is None:
             raise StopIteration
@@ -205,20 +218,35 @@ class TokenStream:
 
     def _end(self, reason: FinishReason) -> None:
         self.finish_reason = reason
-        self.close()
+        self._free()
 
     def cancel(self) -> None:
         """Stop from any thread; the iteration ends, and ``finish_reason`` is "cancelled"."""
         self._cancel.cancel()
 
     def close(self) -> None:
-        """Stop and free the context for the next stream. May be called again."""
+        """Stop and free the context for the next stream. May be called again.
+
+        Raises
+        ------
+        BusyError
+            Another thread is inside ``next()``; ``cancel()`` makes it leave.
+        """
+        self._enter()
+        try:
+            self._free()
+        finally:
+            self._inside.release()
+
+    def _free(self) -> None:
         sampler, self._sampler = self._sampler, None
         if sampler is not None:
-            sampler.close()
-            self._release()
             if self.finish_reason is None:
                 self.finish_reason = "cancelled"
+            try:
+                sampler.close()
+            finally:
+                self._release()
 
     def __enter__(self) -> Self:
         return self

@@ -360,3 +360,25 @@ _case(
 _case("two threads: encode and encode", _warm(_two_threads(
     lambda s, t: s.encoder.encode(PIXELS, cancel=t),
     lambda s: s.encoder.encode(PIXELS))), BusyError)  # fmt: skip
+
+
+def _close_under_accept(scene: Scene) -> None:
+    """Close samplers while a thread is inside them."""
+    for _ in range(200):
+        sampler = scene.sampler(grammar="root ::= [a-z]*", repeat_penalty=1.1)
+
+        def accept(sampler: Sampler = sampler) -> None:
+            with contextlib.suppress(BusyError, ClosedError):
+                for _ in range(20):
+                    sampler.accept(100)  # the byte "a"
+                    sampler.reset()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        while thread.is_alive():
+            with contextlib.suppress(BusyError):
+                sampler.close()
+        thread.join()
+
+
+_case("two threads: accept and close", _close_under_accept, None)

@@ -234,6 +234,8 @@ _saved("another shape", lambda data: data.replace(b"[3, 64]", b"[4, 64]"))
 _saved("float16", lambda data: data.replace(b'"F32"', b'"F16"'))
 _saved("wider", lambda data: data.replace(b"[3, 64]", b"[6, 32]"), EmbeddingMismatchError)
 _saved("a number for fingerprint", lambda data: data.replace(b'"x"', b"123"))
+_case("saved rows: a file descriptor", lambda _: ImageEmbedding.load(0), TypeError)
+_case("saved rows: save to a number", lambda _: ImageEmbedding.from_buffer(_good).save(1), TypeError)
 _case("saved rows: of another encoder", lambda s: (
     ImageEmbedding.from_buffer(_good, fingerprint="x").save(s.folder / "o.emb"),
     ImageEmbedding.load(s.folder / "o.emb", encoder=s.encoder)), EmbeddingMismatchError, "x")  # fmt: skip
