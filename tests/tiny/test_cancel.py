@@ -228,7 +228,9 @@ INTERRUPT = """
 
 
 def test_ctrl_c_in_eval(pair):
-    code = INTERRUPT + """
+    code = (
+        INTERRUPT
+        + """
     def call():
         ctx.clear()
         ctx.eval([1] * 6000)
@@ -242,27 +244,34 @@ def test_ctrl_c_in_eval(pair):
         ctx.eval([1, 2, 3])
         print(np.array_equal(ctx.logits, before))
     """
+    )
     assert outcome(code, pair.text.path) == (0, "0\nTrue", "")
 
 
 def test_ctrl_c_in_encode(slow_mmproj):
-    code = INTERRUPT + """
+    code = (
+        INTERRUPT
+        + """
     image = np.zeros((448, 448, 3), np.uint8)
     with ImageEncoder(sys.argv[1], n_threads=1) as encoder:
         before = np.array(encoder.encode(image))
         interrupted(lambda: encoder.encode(image))
         print(np.array_equal(encoder.encode(image), before))
     """
+    )
     assert outcome(code, slow_mmproj.path) == (0, "True", "")
 
 
 def test_ctrl_c_in_load(pair):
-    code = INTERRUPT + """
+    code = (
+        INTERRUPT
+        + """
     interrupted(lambda: Model(sys.argv[1]).close())
     interrupted(lambda: ImageEncoder(sys.argv[2]).close())
     from llava_native._native import live_counts
     Model(sys.argv[1]).close()
     print(sum(live_counts().values()))
     """
+    )
     # not strict: a signal after the last look at it may come before `close`
     assert outcome(code, pair.text.path, pair.mmproj.path, strict=False) == (0, "0", "")
