@@ -23,7 +23,7 @@ from .model import Trainee, learning_rate, make_config, split_parameters
 
 ROWS, PAIRS = 10, 2  # rows of a process's batch, and how many of them show two pictures
 EYES_ROWS = 24  # while only the eyes learn
-EMA = 0.99
+EMA = 0.998
 
 
 def plan(eyes: int, step: int) -> tuple[int, int, int]:
@@ -217,7 +217,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
-    add("--steps", type=int, default=3400, help="all steps")
+    add("--steps", type=int, default=6000, help="all steps")
     add("--eyes", type=int, default=1000, help="steps at the start that train only the vision tower")
     add("--lr", type=float, default=1.5e-3)
     add("--seed", type=int, default=1)
