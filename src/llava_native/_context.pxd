@@ -17,8 +17,8 @@ cdef class Logits(FloatBuffer):
 cdef class Context:
     cdef llama.llama_context *_ptr
     cdef Model _model             # must outlive _ptr, which points into it
-    cdef Watch _watch             # of the running call; the library keeps its address
-    cdef llama.llama_batch _batch # its arrays are the vectors below, except `embd`
+    cdef Watch _watch              # of the running call; the library keeps its address
+    cdef llama.llama_batch _batch  # its arrays are the vectors below, except `embd`
     cdef vector[int32_t] _tokens, _positions, _ones
     cdef vector[int32_t *] _sequences
     cdef vector[int8_t] _wants_logits

@@ -348,7 +348,8 @@ cdef class Context:
         self.c_enter()
         self.c_check_sequence(seq)
         if not 0 <= n <= self._n_past[seq]:
-            raise InvalidInputError(f"sequence {seq} holds {self._n_past[seq]} tokens; it cannot be cut to {n}")
+            held = self._n_past[seq]
+            raise InvalidInputError(f"sequence {seq} holds {held} tokens; it cannot be cut to {n}")
         native_remove_positions(self._ptr, <int32_t>seq, <int32_t>n)
         self._n_past[seq] = <int32_t>n
         self._has_logits = False

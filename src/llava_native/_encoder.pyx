@@ -20,7 +20,14 @@ from llava_native._native cimport (
 )
 from llava_native._native import devices
 from llava_native.capi cimport llama
-from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, InvalidInputError, ModelLoadError
+from llava_native.errors import (
+    BusyError,
+    ClosedError,
+    ForkError,
+    InUseError,
+    InvalidInputError,
+    ModelLoadError,
+)
 from llava_native.gguf import read_header
 from llava_native.preflight import check_mmproj
 from llava_native.threads import default_n_threads
@@ -109,13 +116,14 @@ cdef class ImageEncoder:
         if self._ptr != NULL and self._pid == getpid():
             native_free_encoder(self._ptr)
             # not from __del__, which the stable ABI never calls
-            PyErr_WarnEx(ResourceWarning, f"unclosed ImageEncoder {self.path!r}".encode("utf-8", "replace"), 1)
+            message = f"unclosed ImageEncoder {self.path!r}".encode("utf-8", "replace")
+            PyErr_WarnEx(ResourceWarning, message, 1)
 
     cdef int c_enter(self) except -1:
         if self._ptr == NULL:
             raise ClosedError(f"the encoder {self.path} was closed")
         if self._pid != getpid():
-            raise ForkError("this ImageEncoder was loaded before os.fork(); load it in the child, or use spawn")
+            raise ForkError("this ImageEncoder was loaded before os.fork(); load it in the child or use spawn")
         if self._busy:
             raise BusyError("another thread is encoding with this ImageEncoder; it serves one at a time")
         return 0

@@ -32,7 +32,7 @@ from llava_native.preflight import check_text_model
 # pre-tokenizers whose splitters are written by hand; the others recurse once a character (engine.md 2.2)
 _SAFE_PRE_TOKENIZERS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "gpt-2", "qwen2"})
 _MAX_RUN = 1500  # characters of one class; overflows a 512 KB stack at about 1,650
-# the classes of the splitter's regex: \s, \p{L}, \p{N} and what is left; where Python's differ, a little wider
+# the classes of the splitter's regex: \s, \p{L}, \p{N}, the rest; where Python's differ, a little wider
 _LONG_RUN = re.compile("|".join(rf"(?:{kind}){{{_MAX_RUN},}}" for kind in (
     r"\s", r"[^\W\d_]", r"\d|[^\W\x00-\x7f]", r"[^\w\s]|[_\x1c-\x1f]")))
 
@@ -402,6 +402,7 @@ def _overridden(header, overrides):
     """The header as the library will see it."""
     types = {bool: "bool", int: "u32", float: "f32", str: "str"}
     return header.with_values({
-        key: Value(header.metadata[key].type if key in header.metadata else types.get(type(value), "str"), value)
+        key: Value(
+            header.metadata[key].type if key in header.metadata else types.get(type(value), "str"), value)
         for key, value in overrides.items()
     })

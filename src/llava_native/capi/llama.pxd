@@ -170,8 +170,10 @@ cdef extern from "llama.h" nogil:
     cbool llama_model_has_encoder(const llama_model *model)
     cbool llama_model_has_decoder(const llama_model *model)
     int32_t llama_model_meta_count(const llama_model *model)
-    int32_t llama_model_meta_key_by_index(const llama_model *model, int32_t i, char *buf, size_t size) except +
-    int32_t llama_model_meta_val_str_by_index(const llama_model *model, int32_t i, char *buf, size_t size) except +
+    int32_t llama_model_meta_key_by_index(
+        const llama_model *model, int32_t i, char *buf, size_t size) except +
+    int32_t llama_model_meta_val_str_by_index(
+        const llama_model *model, int32_t i, char *buf, size_t size) except +
 
     # vocabulary
     llama_vocab_type_t llama_vocab_type(const llama_vocab *vocab)

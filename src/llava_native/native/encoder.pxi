@@ -40,13 +40,14 @@ cdef int _ensure_empty_vocabulary() except -1:
             params.vocab_only = True
             _empty_vocabulary = llama.llama_model_load_from_file(c_path, params)
         if _empty_vocabulary == NULL:
-            raise _error(ModelLoadError, "the package's empty_vocab.gguf is damaged", "llama_model_load_from_file")
+            raise _error(
+                ModelLoadError, "the package's empty_vocab.gguf is damaged", "llama_model_load_from_file")
     return 0
 
 
 cdef mtmd.mtmd_context *native_load_encoder(
     str path, mtmd.mtmd_context_params *params, str device, Watch *watch) except NULL:
-    """mtmd_init_from_file (mtmd.h), with four tokens for a text model. `watch` must live as long as the context."""
+    """mtmd_init_from_file (mtmd.h), with four tokens for a text model. `watch` must outlive the context."""
     cdef bytes raw_path = path.encode("utf-8", "surrogateescape")
     cdef bytes raw_device
     cdef const char *c_path = raw_path
