@@ -123,7 +123,7 @@ cdef class ImageEncoder:
         if self._ptr == NULL:
             raise ClosedError(f"the encoder {self.path} was closed")
         if self._pid != getpid():
-            raise ForkError("this ImageEncoder was loaded before os.fork(); load it in the child or use spawn")
+            raise ForkError("this ImageEncoder was loaded before os.fork(); load it in the child")
         if self._busy:
             raise BusyError("another thread is encoding with this ImageEncoder; it serves one at a time")
         return 0
