@@ -7,7 +7,6 @@ reach it through _native.pxd.
 
 import logging
 import os
-import re
 
 from libc.stdint cimport INT32_MIN
 from libc.stdio cimport fflush, fprintf, stderr
@@ -25,6 +24,7 @@ from llava_native.errors import (
     LlavaError,
     ModelLoadError,
 )
+from llava_native.grammar import check_grammar
 
 cdef extern from "capi/log_ring.hpp" namespace "llava_native" nogil:
     cppclass LogLine:

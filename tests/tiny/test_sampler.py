@@ -230,6 +230,18 @@ def test_bad_grammars(model, grammar):
         Sampler(model, SamplingParams(grammar=grammar))
 
 
+def test_a_bad_grammar_tells_what_is_wrong_and_prints_nothing(model, capfd):
+    with pytest.raises(GrammarError) as caught:
+        Sampler(model, SamplingParams(grammar='root ::= "a'))
+    assert any("error parsing grammar" in line for line in caught.value.log)  # patch 0005
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_grammar_of_megabytes_is_refused_before_it_is_parsed(model):
+    with pytest.raises(GrammarError, match="at most 1048576"):
+        Sampler(model, SamplingParams(grammar="root ::= (" + '"abcdefgh" | ' * 100_000 + '"b")*'))
+
+
 def test_tokens_that_the_grammar_forbids_are_refused_and_change_nothing(ready):
     """Upstream aborts the process at an end of generation that comes before the grammar's end."""
     model = ready.model

@@ -20,7 +20,8 @@ cdef int _add_logit_bias(llama.llama_sampler *chain, int32_t n_vocab, dict logit
         "logit_bias")
 
 
-cdef int _add_dry(llama.llama_sampler *chain, const llama.llama_vocab *vocab, params, int32_t last_n) except -1:
+cdef int _add_dry(
+    llama.llama_sampler *chain, const llama.llama_vocab *vocab, params, int32_t last_n) except -1:
     cdef list raw = [text.encode() for text in params.dry_sequence_breakers]
     cdef vector[const char *] breakers
     for text in raw:
@@ -66,7 +67,8 @@ cdef int _fill_chain(llama.llama_sampler *chain, llama.llama_model *model, param
                 params.repeat_penalty, params.frequency_penalty, params.presence_penalty),
             "penalties")
     if params.dry_multiplier > 0.0:
-        _add_dry(chain, vocab, params, n_ctx_train if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n)
+        last_n = n_ctx_train if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
+        _add_dry(chain, vocab, params, last_n)
     if params.temperature <= 0.0:
         return _add(chain, llama.llama_sampler_init_greedy(), "greedy")
     if params.mirostat_mode:
@@ -98,27 +100,6 @@ cdef llama.llama_sampler *native_new_chain(llama.llama_model *model, object para
     return chain
 
 
-_GRAMMAR_TEXT = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#.*')  # literals, sets of characters, comments
-cdef int MAX_GRAMMAR_NESTING = 200
-cdef int MAX_GRAMMAR_RULES = 4000
-
-
-cdef int _check_nesting(str grammar) except -1:
-    """Refuse what would overflow the stack: upstream recurses once a parenthesis, and once a rule in a chain."""
-    cdef int depth = 0
-    cdef str bare = _GRAMMAR_TEXT.sub("", grammar)
-    if bare.count("::=") > MAX_GRAMMAR_RULES:
-        raise GrammarError(f"the grammar has more than {MAX_GRAMMAR_RULES} rules")
-    for char in bare:
-        if char == "(":
-            depth += 1
-        elif char == ")":
-            depth -= 1
-        if depth > MAX_GRAMMAR_NESTING:
-            raise GrammarError(f"the grammar nests parentheses more than {MAX_GRAMMAR_NESTING} deep")
-    return 0
-
-
 cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str grammar, str root) except NULL:
     """llama_sampler_init_grammar (llama.h)."""
     cdef bytes raw_grammar = grammar.encode()
@@ -126,9 +107,9 @@ cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str gramm
     cdef const char *c_grammar = raw_grammar
     cdef const char *c_root = raw_root
     cdef llama.llama_sampler *sampler = NULL
-    if not grammar.strip() or "\0" in grammar or "\0" in root:
-        raise GrammarError("the grammar is empty, or has a NUL in it")
-    _check_nesting(grammar)
+    if "\0" in root:
+        raise GrammarError("the grammar's root has a NUL in it")
+    check_grammar(grammar)
     try:
         with nogil:
             sampler = llama.llama_sampler_init_grammar(llama.llama_model_get_vocab(model), c_grammar, c_root)
@@ -236,5 +217,6 @@ cdef int32_t native_sample(
     except _CPP_ERRORS as exc:
         raise _error(GrammarError, f"sampling failed: {exc}", "llama_sampler_apply") from exc
     if token < 0:
-        raise _error(GrammarError, "no token is left to choose: the grammar forbids all", "llama_sampler_apply")
+        raise _error(
+            GrammarError, "no token is left to choose: the grammar forbids all", "llama_sampler_apply")
     return token
