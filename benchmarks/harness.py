@@ -2,6 +2,9 @@
 
 A run's *foreign* load is the CPU time that others took, as a share of the machine: what the kernel
 counted as busy, less what the program itself (with its children) used. A noisy run is repeated.
+
+On Linux with ``kernel.sched_autogroup_enabled=1``, nice values rank processes within one session
+only: a busy job of another session takes its full share whatever its nice value. Stop it first.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def draw(tensor: Tensor, seed: int) -> np.ndarray:
     """Return the tensor's values; they depend on the seed and the tensor's name only."""
     stream = np.random.SeedSequence([seed, zlib.crc32(tensor.name.encode())])
     random = np.random.Generator(np.random.SFC64(stream))
-    out = np.empty(int(np.prod(tensor.shape)), tensor.dtype)
+    out: np.ndarray = np.empty(int(np.prod(tensor.shape)), tensor.dtype)
     for start in range(0, out.size, CHUNK):
         part = random.standard_normal(min(CHUNK, out.size - start), np.float32)
         part *= tensor.std
