@@ -175,6 +175,15 @@ def test_encode_several_into_a_folder(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["a.emb", "b.emb"]
 
 
+def test_encode_refuses_two_images_of_one_name(run, files, tmp_path):
+    (files / "other").mkdir(exist_ok=True)
+    (files / "other" / "a.png").write_bytes((files / "a.png").read_bytes())
+    done = run("encode", "--mmproj", "mmproj.gguf", "a.png", "other/a.png", "-o", tmp_path)
+    assert done.returncode == 2
+    assert str(tmp_path / "a.emb") in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_encode_beside_the_image(run, files):
     done = run("encode", "--mmproj", "mmproj.gguf", files / "a.png")
     assert done.stdout == f"{files / 'a.emb'}\n"

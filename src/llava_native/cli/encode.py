@@ -25,15 +25,18 @@ def encode(
     """Encode IMAGES and save their rows, as float32 in the safetensors format.
 
     The files are named like the images, with the ending .emb, beside them or in the folder of -o. Their
-    names go to stdout. No language model is loaded.
+    names go to stdout. No language model is loaded. Two images that would get one name are refused.
     """
+    targets = [_target(image, output, len(images) > 1) for image in images]
+    if twice := {str(target) for target in targets if targets.count(target) > 1}:
+        raise click.UsageError(f"two images would be saved as {', '.join(sorted(twice))}")
     failures = 0
     with ImageEncoder(mmproj, n_threads=n_threads, dtype=dtype) as encoder:  # type: ignore[arg-type]
-        for image in images:
+        for image, target in zip(images, targets, strict=True):
             began = time.perf_counter()
             try:
                 rows = encoder.encode(image)
-                target = _target(image, output, len(images) > 1)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 rows.save(target)
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
                 if len(images) == 1:
@@ -48,9 +51,7 @@ def encode(
 
 
 def _target(image: str, output: str | None, several: bool) -> Path:
+    name = f"{Path(image).stem}.emb"
     if output is None:
-        return Path(image).with_suffix(".emb")
-    if several:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        return Path(output) / Path(image).with_suffix(".emb").name
-    return Path(output)
+        return Path(image).parent / name
+    return Path(output) / name if several else Path(output)
