@@ -21,7 +21,7 @@ TICKS = 5
 def assert_ticking(work, at_least=TICKS):
     """Call ``work(scale)`` with a growing scale until it lasts; expect ticks while it did."""
     seen = []
-    for scale in (1, 4, 16, 64):
+    for scale in (1, 4, 16, 64, 256):
         n, seconds = ticks_during(lambda scale=scale: work(scale))
         seen.append((scale, n, round(seconds, 3)))
         if seconds >= LONG_ENOUGH and n >= at_least:
