@@ -271,7 +271,8 @@ def test_ctrl_c_during_generate(tmp_path):
                         stream = llava.stream("Hello", max_tokens=None, logit_bias={{{EOS}: -1e9}})
             except KeyboardInterrupt:
                 stream.close()
-                print("interrupted", llava.generate("Hello", max_tokens=3, logit_bias={{{EOS}: -1e9}}).finish_reason)
+                result = llava.generate("Hello", max_tokens=3, logit_bias={{{EOS}: -1e9}})
+                print("interrupted", result.finish_reason)
     """)
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     with child:
