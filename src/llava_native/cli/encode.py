@@ -36,7 +36,8 @@ def encode(
             began = time.perf_counter()
             try:
                 rows = encoder.encode(image)
-                target.parent.mkdir(parents=True, exist_ok=True)
+                if len(images) > 1:
+                    target.parent.mkdir(parents=True, exist_ok=True)
                 rows.save(target)
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
                 if len(images) == 1:
