@@ -37,20 +37,20 @@ def make_config(vocab_size: int, special: dict[str, int]) -> LlavaConfig:
     LlavaConfig
     """
     vision = CLIPVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
+        hidden_size=224,
+        intermediate_size=896,
         num_hidden_layers=7,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
-        projection_dim=256,
+        projection_dim=192,
     )
     text = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=704,
+        hidden_size=192,
+        intermediate_size=512,
         num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -80,7 +80,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def lean_attention(_module, query, key, value, mask, scaling, **_unused):
-    """Attend in bfloat16 with few passes over the scores: on a CPU, 1.6 times as fast to train as SDPA."""
+    """Attend with few passes over the scores, in bfloat16 under autocast: on a CPU faster to train than SDPA."""
     kind = torch.bfloat16 if torch.is_autocast_enabled("cpu") else value.dtype
     with torch.autocast("cpu", enabled=False):
         scores = torch.matmul((query * scaling).to(kind), key.to(kind).transpose(-1, -2))
@@ -156,7 +156,7 @@ class Trainee(nn.Module):
         seg, length = batch["segment"], batch["ids"].shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         mask = causal & ((seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None]))
-        bias = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -1e9)[:, None]
+        bias = torch.zeros(mask.shape).masked_fill(~mask, -1e9)[:, None]
         out = text(
             inputs_embeds=flat.view_as(embeddings),
             attention_mask=bias,

@@ -20,10 +20,12 @@ import torch.multiprocessing as mp
 
 from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_ids, stack_rows
 from .model import Trainee, learning_rate, make_config, split_parameters
+from .muon import Muon
 
 ROWS, PAIRS = 10, 2  # rows of a process's batch, and how many of them show two pictures
 EYES_ROWS = 24  # while only the eyes learn
 EMA = 0.998
+HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def plan(eyes: int, step: int) -> tuple[int, int, int]:
@@ -50,7 +52,7 @@ class Trainer:
         self.model.train_lean()
         matrices, others = split_parameters(self.model)
         self.optimisers = [
-            torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=args.lr, rank=rank, world=args.processes),
             torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
         self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -100,7 +102,7 @@ class Trainer:
     def one_step(self, batch: dict) -> tuple[float, float]:
         """Learn from one batch; returns the answers' and the patches' loss."""
         eyes_only = self.step < self.args.eyes
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HAS_BF16):
             answer, patches = self.model(batch, text=not eyes_only)
         for optimiser in self.optimisers:
             optimiser.zero_grad()
@@ -219,7 +221,7 @@ def parse() -> argparse.Namespace:
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
     add("--steps", type=int, default=6000, help="all steps")
     add("--eyes", type=int, default=1000, help="steps at the start that train only the vision tower")
-    add("--lr", type=float, default=1.5e-3)
+    add("--lr", type=float, default=2e-3)
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="one a core; the batch grows with them")
     add(
