@@ -184,6 +184,8 @@ def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[di
     while room > 16:
         if pair:
             turns = [data_pairs.ask_pair(rng, *scenes)]
+        elif not segments:  # a description says everything: the densest lesson comes first
+            turns = [data_talk.ask(rng, scenes[0], data_talk.ask_describe)]
         elif rng.random() < 0.15:
             turns = data_talk.converse(rng, scenes[0], rng.randint(2, 4))
         else:

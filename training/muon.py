@@ -68,7 +68,9 @@ class Muon(torch.optim.Optimizer):
     def _share(self, wanted: list[torch.Tensor]) -> list[torch.Tensor]:
         """Orthogonalise this process's share, matrices of one shape together, and exchange results."""
         flat = torch.zeros(sum(m.numel() for m in wanted))
-        out = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in wanted]), wanted, strict=True)]
+        out = [
+            part.view_as(m) for part, m in zip(flat.split([m.numel() for m in wanted]), wanted, strict=True)
+        ]
         by_shape: dict[torch.Size, list[int]] = {}
         for i, m in enumerate(wanted):
             by_shape.setdefault(m.shape, []).append(i)

@@ -108,10 +108,8 @@ class Trainer:
             optimiser.zero_grad()
         (answer * 2 + patches * (1.0 if eyes_only else 0.5)).backward()
         self.average_gradients()
-        start = self.args.eyes if not eyes_only else 0
-        rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr)
-        if eyes_only:
-            rate = self.args.lr * min(1.0, (self.step + 1) / 40)
+        start = 0 if eyes_only else self.args.eyes  # the language model needs a warm-up of its own
+        rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr, self.args.cooldown)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -220,6 +218,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
     add("--steps", type=int, default=6000, help="all steps")
+    add("--cooldown", type=int, default=1200, help="steps at the end over which the learning rate falls to 0")
     add("--eyes", type=int, default=1000, help="steps at the start that train only the vision tower")
     add("--lr", type=float, default=2e-3)
     add("--seed", type=int, default=1)

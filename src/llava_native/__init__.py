@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     from llava_native._model import Model
     from llava_native._native import build_info, devices
     from llava_native._sampler import Sampler
+    from llava_native.chat import Chat
+    from llava_native.constraint import Constraint
     from llava_native.errors import LlavaError
     from llava_native.llava import Llava
     from llava_native.params import SamplingParams
+    from llava_native.planning import Plan
     from llava_native.stream import Result, Timings, Token, TokenStream, Usage
 
 __all__ = [
     "CancelToken",
+    "Chat",
+    "Constraint",
     "Context",
     "ImageEmbedding",
     "ImageEncoder",
     "Llava",
     "LlavaError",
     "Model",
+    "Plan",
     "Result",
     "Sampler",
     "SamplingParams",
@@ -43,12 +49,15 @@ __all__ = [
 
 _HOMES = {
     "CancelToken": "_cancel",
+    "Chat": "chat",
+    "Constraint": "constraint",
     "Context": "_context",
     "ImageEmbedding": "_embedding",
     "ImageEncoder": "_encoder",
     "Llava": "llava",
     "LlavaError": "errors",
     "Model": "_model",
+    "Plan": "planning",
     "Result": "stream",
     "Sampler": "_sampler",
     "SamplingParams": "params",

@@ -30,6 +30,7 @@ from llava_native.errors import (
 )
 from llava_native.gguf import read_header
 from llava_native.preflight import check_mmproj
+from llava_native.profiles import assumed_mmproj_keys
 from llava_native.threads import default_n_threads
 
 # changes whenever the same file and picture would give other rows
@@ -90,7 +91,8 @@ cdef class ImageEncoder:
             raise InvalidInputError(f"n_threads must be 1 to 512, not {n_threads}")
         self.n_threads = n_threads
         self.path = os.fsdecode(path)
-        self._info = check_mmproj(read_header(self.path))
+        header = read_header(self.path)
+        self._info = check_mmproj(header, assumed_mmproj_keys(header))
         on_gpu = use_gpu and (device is not None or any(d["type"] in ("gpu", "igpu") for d in devices()))
         self.dtype = _choose_dtype(dtype, self._info.dtype.lower(), on_gpu)
         self.fingerprint = f"{self._info.fingerprint}-{PREPROCESSING}-{self.dtype}"

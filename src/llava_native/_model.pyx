@@ -28,6 +28,7 @@ from llava_native.errors import (
 )
 from llava_native.gguf import Value, read_header
 from llava_native.preflight import check_text_model
+from llava_native.profiles import text_overrides
 
 # pre-tokenizers whose splitters are written by hand; the others recurse once a character (engine.md 2.2)
 _SAFE_PRE_TOKENIZERS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "gpt-2", "qwen2"})
@@ -55,7 +56,8 @@ cdef class Model:
     vocab_only : bool, default False
         Load only the vocabulary; ``Context`` then refuses the model.
     kv_overrides : dict of str to (bool, int, float or str), optional
-        Metadata to use instead of the file's, e.g. ``{"tokenizer.ggml.pre": "llama-bpe"}``.
+        Metadata to use instead of the file's, e.g. ``{"tokenizer.ggml.pre": "llama-bpe"}``. What files
+        of before May 2024 lack is supplied by itself (``llava_native.profiles``), and a line logged.
     progress : callable of one float, optional
         Called with 0.0 to 1.0 while loading; returning False, or raising, stops the load.
     cancel : CancelToken, optional
@@ -88,8 +90,8 @@ cdef class Model:
             raise InUseError("this Model is loaded already")
         self.path = os.fsdecode(path)
         self.vocab_only = vocab_only
-        overrides = dict(kv_overrides or {})
         header = read_header(self.path)
+        overrides = {**text_overrides(header), **(kv_overrides or {})}
         _check_overrides(header, overrides)
         check_text_model(_overridden(header, overrides), vocab_only=vocab_only)
         params = native_model_params()

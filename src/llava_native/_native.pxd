@@ -56,7 +56,9 @@ cdef int native_reset_sampler(llama.llama_sampler *sampler) except -1
 cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar, int32_t token) except -1
 cdef int32_t native_sample(
     llama.llama_sampler *chain, llama.llama_sampler *grammar, const float *logits,
-    vector[llama.llama_token_data] *candidates) except? -1
+    const unsigned char *mask, vector[llama.llama_token_data] *candidates) except? -1
+cdef double native_log_sum_exp(const float *logits, Py_ssize_t n) noexcept nogil
+cdef void native_top(const float *logits, Py_ssize_t n, Py_ssize_t top, int32_t *ids) noexcept nogil
 
 # default parameters, for the other modules to fill in
 cdef llama.llama_model_params native_model_params() noexcept

@@ -8,6 +8,7 @@ reach it through _native.pxd.
 import logging
 import os
 
+from libc.math cimport exp, log
 from libc.stdint cimport INT32_MIN
 from libc.stdio cimport fflush, fprintf, stderr
 from libc.string cimport memset, strncpy

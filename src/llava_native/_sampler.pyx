@@ -1,16 +1,19 @@
 """Sampler: choose the next token from a context's logits."""
 
 cimport cython
+from libc.stdint cimport int32_t
 from posix.unistd cimport getpid
 
 from llava_native._context cimport Context
 from llava_native._native cimport (
     native_accept,
     native_free_sampler,
+    native_log_sum_exp,
     native_new_chain,
     native_new_grammar,
     native_reset_sampler,
     native_sample,
+    native_top,
 )
 from llava_native.errors import BusyError, ClosedError, ForkError, InUseError, InvalidInputError
 from llava_native.params import SamplingParams
@@ -26,6 +29,8 @@ cdef class Sampler:
         Kept alive; its vocabulary is used.
     params : SamplingParams, optional
         Default: llama.cpp's own.
+    matcher : llava_native.constraint.Matcher, optional
+        Tells which tokens may come next: anything with ``mask()``, one bit a token, and ``accept(token)``.
 
     Raises
     ------
@@ -42,7 +47,7 @@ cdef class Sampler:
     Threads: one at a time; a second one raises ``BusyError``.
     """
 
-    def __init__(self, Model model not None, params=None):
+    def __init__(self, Model model not None, params=None, *, matcher=None):
         if self._chain != NULL:
             raise InUseError("this Sampler is open already")
         model.c_open()
@@ -50,6 +55,7 @@ cdef class Sampler:
         for token in params.logit_bias or ():
             model.c_check_token(token)
         self.params = params
+        self._matcher = matcher
         self._pid = getpid()
         self._chain = native_new_chain(model.c_open(), params)
         self._model = model
@@ -87,6 +93,11 @@ cdef class Sampler:
             raise BusyError("another thread is inside this Sampler; it serves one at a time")
         return 0
 
+    cdef float *c_logits(self, Context ctx) except NULL:
+        if ctx._model is not self._model:
+            raise InvalidInputError("the sampler and the context belong to different models")
+        return ctx.c_logits()
+
     def sample(self, Context ctx not None):
         """Choose the token after the last one that `ctx` evaluated, and remember it.
 
@@ -112,13 +123,19 @@ cdef class Sampler:
         """
         cdef int token
         cdef float *logits
+        cdef const unsigned char *mask = NULL
+        cdef bytes bits
         self.c_enter()
-        if ctx._model is not self._model:
-            raise InvalidInputError("the sampler and the context belong to different models")
-        logits = ctx.c_logits()
+        if self._matcher is not None:
+            bits = self._matcher.mask()
+            if <size_t>len(bits) * 8 < self._candidates.size():
+                raise InvalidInputError(f"a mask of {len(bits)} bytes has no bit for every token")
+            mask = bits
+            self.c_enter()  # again: the matcher may have run anything
+        logits = self.c_logits(ctx)
         self._busy = ctx._busy = True
         try:
-            token = native_sample(self._chain, self._grammar, logits, &self._candidates)
+            token = native_sample(self._chain, self._grammar, logits, mask, &self._candidates)
         finally:
             self._busy = ctx._busy = False
         self.accept(token)
@@ -139,6 +156,44 @@ cdef class Sampler:
             native_accept(self._chain, self._grammar, <int>token)
         finally:
             self._busy = False
+        if self._matcher is not None:
+            self._matcher.accept(token)
+
+    def logprobs(self, Context ctx not None, long long token, int top=0):
+        """Return how likely the model found a token, and the likeliest ones, before any sampler.
+
+        Parameters
+        ----------
+        ctx : Context
+            Of the same model, with the logits that `token` was chosen from.
+        token : int
+        top : int, default 0
+            How many of the likeliest tokens to name, 0 to 100.
+
+        Returns
+        -------
+        logprob : float
+            Natural logarithm of its probability.
+        top : list of (int, float)
+            The likeliest first.
+
+        Notes
+        -----
+        Native: llama_get_logits_ith (llama.h).
+        """
+        cdef float *logits
+        cdef double total
+        cdef int32_t ids[100]
+        cdef Py_ssize_t n = self._candidates.size()
+        self.c_enter()
+        self._model.c_check_token(token)
+        if not 0 <= top <= min(100, n):
+            raise InvalidInputError(f"top must be 0 to 100, not {top}")
+        logits = self.c_logits(ctx)
+        total = native_log_sum_exp(logits, n)
+        if top:  # with nothing asked for, there is no smallest one to compare with
+            native_top(logits, n, top, ids)
+        return logits[token] - total, [(ids[i], logits[ids[i]] - total) for i in range(top)]
 
     def reset(self):
         """Forget what was chosen, and start the random numbers again from the seed.

@@ -26,6 +26,7 @@ __all__ = [
     "ModelLoadError",
     "NativeAbort",
     "PromptTooLongError",
+    "TemplateError",
     "TimeoutExpiredError",
     "UnsupportedModelError",
 ]
@@ -115,6 +116,10 @@ class PromptTooLongError(LlavaError, ValueError):
         super().__init__(message)
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
+
+
+class TemplateError(LlavaError, ValueError):
+    """A chat template does not parse or render, or drops what it was given."""
 
 
 class ContextFullError(LlavaError, RuntimeError):

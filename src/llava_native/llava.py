@@ -6,21 +6,26 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 from llava_native._cancel import CancelToken
 from llava_native._context import Context
-from llava_native._embedding import ImageEmbedding
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
 from llava_native._sampler import Sampler
+from llava_native.chat import Chat, as_list
 from llava_native.errors import BusyError, ClosedError, EmbeddingMismatchError, InvalidInputError
+from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
-from llava_native.prompt import Part, PendingImage, Prompt, Text, check_length, choose_template, pieces
+from llava_native.planning import Overflow, Plan, Planner
+from llava_native.prompt import Part, Prompt, check_length, pieces
 from llava_native.stream import Result, TokenStream
+from llava_native.templates import choose_template
 
 if TYPE_CHECKING:
+    from llava_native.constraint import Constraint, Matcher, Vocabulary
     from llava_native.images import ImageLike
 
 __all__ = ["Llava"]
@@ -45,8 +50,12 @@ class Llava:
         Layers on the GPU, where there is one; -1 all.
     n_threads : int, optional
         CPU threads; default the physical cores that this process may use.
-    chat_template : {"phi-3", "llama-3", "vicuna", "chatml"}, optional
-        Default: chosen by the vocabulary's special tokens.
+    chat_template : {"phi-3", "llama-3", "vicuna", "mistral", "chatml"}, str or os.PathLike, optional
+        A built-in template's name, Jinja source, or a file of it. Default: the model file's own, else
+        chosen by the vocabulary's special tokens.
+    allow_urls : bool, default False
+        Fetch images from http and https URLs, with limits on size and time, and from public addresses
+        only.
     dtype, device
         As ``ImageEncoder`` takes them.
     n_batch, n_ubatch, n_seq_max, flash_attn, type_k, type_v
@@ -91,7 +100,8 @@ class Llava:
         type_v: Literal["f16", "f32", "bf16", "q8_0"] = "f16",
         dtype: Literal["auto", "f16", "bf16"] = "auto",
         device: str | None = None,
-        chat_template: str | None = None,
+        chat_template: PathLike | None = None,
+        allow_urls: bool = False,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], Any] | None = None,
         cancel: CancelToken | None = None,
@@ -100,6 +110,7 @@ class Llava:
         self._busy = threading.Lock()
         self._closed = False
         self._encoder: ImageEncoder | None = None
+        self._vocabulary: Vocabulary | None = None  # made for the first constraint
         try:
             if not isinstance(model, Model):
                 model = self._own(
@@ -112,7 +123,7 @@ class Llava:
                     )
                 )
             self._model = model
-            self._template = choose_template(model, chat_template)
+            template = choose_template(model, chat_template)
             if mmproj is not None and not isinstance(mmproj, ImageEncoder):
                 mmproj = self._own(
                     ImageEncoder(
@@ -140,9 +151,24 @@ class Llava:
                     type_v=type_v,
                 )
             )
+            self._planner = Planner(model, self._encoder, template, self._context.n_ctx_seq, allow_urls)
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def demo(cls, **options: Any) -> Self:
+        """Open the embedded model: a small one that knows coloured shapes and short printed words.
+
+        Parameters
+        ----------
+        **options
+            As the constructor takes them; `n_ctx` is 2048 by default.
+        """
+        from llava_native.demo import demo_files
+
+        model, mmproj = demo_files()
+        return cls(model, mmproj, **{"n_ctx": 2048, **options})
 
     def _own(self, made: _Owned) -> _Owned:
         self._owned.append(made)
@@ -169,6 +195,16 @@ class Llava:
     def context(self) -> Context:
         """The context; streams clear it."""
         return self._context
+
+    @property
+    def name(self) -> str:
+        """The model file's name, without its folder and ending."""
+        return Path(self._model.path).stem
+
+    @property
+    def planner(self) -> Planner:
+        """What turns messages into prompts."""
+        return self._planner
 
     def describe(
         self,
@@ -207,11 +243,7 @@ class Llava:
         *,
         image: ImageLike | Sequence[ImageLike] | None = None,
         system: str | None = None,
-        max_tokens: int | None = 512,
-        stop: str | Sequence[str] = (),
-        timeout: float | None = None,
-        cancel: CancelToken | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> TokenStream:
         """Answer a question, token by token.
 
@@ -223,7 +255,43 @@ class Llava:
         image : image-like, ImageEmbedding, or a list of these, optional
             What ``ImageEncoder.encode`` takes, or rows that it made. Images stand before the words.
         system : str, optional
-            Instructions to the model, where its template has a place for them.
+            Instructions to the model; "" also leaves out a template's own.
+        **options
+            As ``respond`` takes them: `max_tokens`, `stop`, `timeout`, `cancel`, and everything that
+            ``SamplingParams`` takes.
+
+        Returns
+        -------
+        TokenStream
+
+        Raises
+        ------
+        LlavaError
+            As ``respond``.
+        """
+        self._check_open()
+        return self.respond(self._planner.question(prompt, as_list(image), system), **options)
+
+    def respond(
+        self,
+        messages: Sequence[MessageDict] | Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        overflow: Overflow = "error",
+        **options: Any,
+    ) -> TokenStream:
+        """Answer a conversation, token by token.
+
+        Parameters
+        ----------
+        messages : sequence of dict
+            As OpenAI's API has them: ``role`` and ``content``, which is a str or a list of parts of type
+            "text", "image_url" (a data URI, a path or, with `allow_urls`, an http URL) and, of ours,
+            "image" (``{"type": "image", "image": anything image-like}``).
+        tools : sequence of dict, optional
+            For templates that know tools.
+        overflow : {"error", "drop_oldest_turn", "drop_oldest_image"}, default "error"
+            What to leave out of a prompt that does not fit.
         max_tokens : int, optional
             Default 512; None goes on until the model ends or the context is full.
         stop : str or sequence of str
@@ -232,6 +300,10 @@ class Llava:
             Seconds from now until ``TimeoutExpiredError``; what came until then is in ``stream.text``.
         cancel : CancelToken, optional
             Ends the answer with the finish reason "cancelled". Instead of `timeout`.
+        logprobs : int, optional
+            Give each token its log-probability, and so many of the likeliest ones.
+        constraint : llava_native.constraint.Constraint, optional
+            JSON schema, regular expression or Lark grammar that the whole answer must follow.
         **sampling
             As ``SamplingParams`` takes them: `temperature`, `top_k`, `top_p`, `min_p`, `seed`,
             `repeat_penalty`, `grammar` and so on.
@@ -247,9 +319,88 @@ class Llava:
         BusyError
             Another stream of this object is open.
         InvalidInputError
-            An option is out of range, or there is an image and no encoder.
+            An option or a message is not as it should be, or there is an image and no encoder.
+        TemplateError
+            The chat template fails on these messages.
         """
         self._check_open()
+        prompt = self._planner.prompt(self._messages(messages), overflow, tools)
+        return self._open_stream(prompt, **options)
+
+    def create_chat_completion(self, messages: Sequence[MessageDict], **options: Any) -> Any:
+        """Answer in OpenAI's shapes; see ``llava_native.completion.create_chat_completion``."""
+        from llava_native.completion import create_chat_completion
+
+        return create_chat_completion(self, messages, **options)
+
+    def plan(
+        self,
+        messages: Sequence[MessageDict] | Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        overflow: Overflow = "error",
+    ) -> Plan:
+        """Tell how many tokens a conversation takes, and whether it fits, before any work.
+
+        Takes what ``respond`` takes.
+
+        Returns
+        -------
+        Plan
+        """
+        self._check_open()
+        return self._planner.plan(self._messages(messages), overflow, tools)[0]
+
+    def stream_prompt(self, parts: Sequence[Part], **options: Any) -> TokenStream:
+        """Go on from a prompt that is given as it is, without a chat template.
+
+        Parameters
+        ----------
+        parts : sequence of Part
+            ``Text`` of ``llava_native.prompt``, and what ``image_part`` of ``planner`` makes of images.
+        **options
+            As ``respond`` takes them.
+        """
+        self._check_open()
+        made = pieces(self._model, parts)
+        n_tokens = sum(len(piece) for piece in made)
+        check_length(n_tokens, self._context.n_ctx_seq)
+        return self._open_stream(Prompt(made, n_tokens), **options)
+
+    def chat(self, system: str | None = None, *, overflow: Overflow = "error") -> Chat:
+        """Begin a conversation that remembers its turns and images.
+
+        Parameters
+        ----------
+        system : str, optional
+            Instructions to the model.
+        overflow
+            As ``respond`` takes it.
+
+        Returns
+        -------
+        Chat
+        """
+        self._check_open()
+        return Chat(self, system, overflow)
+
+    def _messages(self, messages: Sequence[MessageDict] | Sequence[Message]) -> Sequence[Message]:
+        if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):
+            return messages
+        return self._planner.read(messages)  # type: ignore[arg-type]
+
+    def _open_stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 512,
+        stop: str | Sequence[str] = (),
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        **sampling: Any,
+    ) -> TokenStream:
         if cancel is not None and timeout is not None:
             raise InvalidInputError(
                 "give timeout or cancel, not both: a CancelToken has a timeout of its own"
@@ -261,49 +412,30 @@ class Llava:
         stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
         if not all(isinstance(text, str) for text in stops):
             raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
-        planned = self._plan(prompt, _as_list(image), system)
         cancel = cancel or CancelToken(timeout)
-        sampler = Sampler(self._model, SamplingParams(**sampling))
+        sampler = Sampler(self._model, SamplingParams(**sampling), matcher=self._matcher(constraint))
         if not self._busy.acquire(blocking=False):
             sampler.close()
             raise BusyError("another stream of this Llava is open; finish, close or drop it first")
         return TokenStream(
             self._context,
-            planned,
+            prompt,
             sampler,
             max_tokens=max_tokens,
-            stops=[*stops, *self._template.stops],
+            stops=[*stops, *self._planner.template.stops],
             cancel=cancel,
             release=self._busy.release,
+            logprobs=logprobs,
         )
 
-    def _plan(self, prompt: str, images: list[ImageLike], system: str | None) -> Prompt:
-        """Tokenise the text, and refuse what cannot fit before any image is touched."""
-        content: list[Part] = []
-        for image in images:
-            content += [self._image_part(image), Text("\n")]
-        content.append(Text(prompt))
-        made = pieces(self._model, self._template.start(system) + self._template.turn(content))
-        n_tokens = sum(len(piece) for piece in made)
-        check_length(n_tokens, self._context.n_ctx_seq)
-        return Prompt(made, n_tokens)
+    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        from llava_native.constraint import Matcher, Vocabulary
 
-    def _image_part(self, image: ImageLike) -> PendingImage | ImageEmbedding:
-        if not isinstance(image, ImageEmbedding):
-            if self._encoder is None:
-                raise InvalidInputError("there is an image, but no mmproj was loaded to encode it")
-            return PendingImage(self._encoder, image)
-        made_by = image.fingerprint
-        if made_by is not None and self._encoder is not None and made_by != self._encoder.fingerprint:
-            raise EmbeddingMismatchError(
-                f"the image rows were made by another encoder ({made_by}, this one is "
-                f"{self._encoder.fingerprint}); encode the image again"
-            )
-        if image.n_embd != self._model.n_embd:
-            raise EmbeddingMismatchError(
-                f"the image rows have {image.n_embd} floats, and this model takes {self._model.n_embd}"
-            )
-        return image
+        if self._vocabulary is None:  # two threads may both make one: the second is dropped
+            self._vocabulary = Vocabulary(self._model)
+        return Matcher(constraint, self._vocabulary)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -340,10 +472,3 @@ class Llava:
 
     def __repr__(self) -> str:
         return f"Llava({'closed' if self._closed else self._model!r})"
-
-
-def _as_list(images: ImageLike | Sequence[ImageLike] | None) -> list[ImageLike]:
-    """Return images as a list; an array of pixels is one image, not a list of rows."""
-    if images is None:
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from llava_native.errors import InvalidInputError, PromptTooLongError
+from llava_native.errors import PromptTooLongError
 
 if TYPE_CHECKING:
     from llava_native._embedding import ImageEmbedding
@@ -20,15 +20,12 @@ if TYPE_CHECKING:
     from llava_native.images import ImageLike
 
 __all__ = [
-    "TEMPLATES",
     "Part",
     "PendingImage",
     "Piece",
     "Prompt",
-    "Template",
     "Text",
     "check_length",
-    "choose_template",
     "pieces",
 ]
 
@@ -63,75 +60,7 @@ class Prompt(NamedTuple):
     n_tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """What a model family writes around a system text, a user's turn, and before its answer."""
-
-    system: tuple[str, str]
-    user: tuple[str, str]
-    assistant: tuple[str, str]
-    default_system: str | None = None
-    stops: tuple[str, ...] = ()
-
-    def turn(self, content: Sequence[Part]) -> list[Part]:
-        """Return the parts of one user's turn, and of the start of its answer."""
-        before, after = self.user
-        return [Text(before, True), *content, Text(after + self.assistant[0], True)]
-
-    def start(self, system: str | None) -> list[Part]:
-        """Return the parts before the first turn."""
-        system = self.default_system if system is None else system
-        if not system:
-            return []
-        return [Text(self.system[0], True), Text(system), Text(self.system[1], True)]
-
-
-TEMPLATES = {
-    "phi-3": Template(
-        system=("<|system|>\n", "<|end|>\n"),
-        user=("<|user|>\n", "<|end|>\n"),
-        assistant=("<|assistant|>\n", "<|end|>\n"),
-    ),
-    "llama-3": Template(
-        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-    ),
-    "chatml": Template(
-        system=("<|im_start|>system\n", "<|im_end|>\n"),
-        user=("<|im_start|>user\n", "<|im_end|>\n"),
-        assistant=("<|im_start|>assistant\n", "<|im_end|>\n"),
-    ),
-    "vicuna": Template(
-        system=("", " "),
-        user=("USER: ", " "),
-        assistant=("ASSISTANT:", "</s>"),
-        default_system=(
-            "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
-            "helpful, detailed, and polite answers to the human's questions."
-        ),
-        stops=("USER:",),
-    ),
-}
-
 _SPACES = " \t\n\v\f\r"  # what C's isspace calls one, as llama.cpp does: not every space of Unicode
-_MARKS = {"<|assistant|>": "phi-3", "<|start_header_id|>": "llama-3", "<|im_start|>": "chatml"}
-
-
-def choose_template(model: Model, name: str | None = None) -> Template:
-    """Return the template of a name, or the one whose special tokens the vocabulary has.
-
-    Raises
-    ------
-    InvalidInputError
-        There is no template of that name.
-    """
-    if name is None:
-        known = model.special_tokens
-        name = next((family for mark, family in _MARKS.items() if mark in known), "vicuna")
-    if name not in TEMPLATES:
-        raise InvalidInputError(f"chat_template must be one of {', '.join(TEMPLATES)}, not {name!r}")
-    return TEMPLATES[name]
 
 
 def pieces(model: Model, parts: Iterable[Part]) -> list[Piece]:
@@ -139,6 +68,7 @@ def pieces(model: Model, parts: Iterable[Part]) -> list[Piece]:
 
     Special tokens are looked for in our own text only. What stands between two of them (or an image) is
     tokenised as one text, ours and the user's together, so that the tokens are those of the whole prompt.
+    A BOS that our own text starts with is not put there twice.
     """
     out: list[Piece] = []
     ids: list[int] = [model.bos] if model.add_bos and model.bos >= 0 else []
@@ -171,7 +101,8 @@ def pieces(model: Model, parts: Iterable[Part]) -> list[Piece]:
             token, strips_left, strips_right = specials[fragment]
             text = text.rstrip(_SPACES) if strips_left else text
             flush()
-            ids.append(token)
+            if out or ids != [token] or token != model.bos:
+                ids.append(token)
             strip_left = strips_right
     flush()
     return [*out, ids] if ids else out

@@ -33,10 +33,16 @@ class Token(NamedTuple):
     text : str
         The text that this token completes. Empty while a character or a possible stop string is
         unfinished.
+    logprob : float or None
+        Natural logarithm of its probability, before any sampler; None unless asked for.
+    top_logprobs : list of (int, float)
+        The likeliest tokens instead of it, itself perhaps among them.
     """
 
     id: int
     text: str
+    logprob: float | None = None
+    top_logprobs: Sequence[tuple[int, float]] = ()
 
 
 class Usage(NamedTuple):
@@ -107,11 +113,13 @@ class TokenStream:
         stops: Sequence[str],
         cancel: CancelToken,
         release: Callable[[], None],
+        logprobs: int | None = None,
     ) -> None:
         self._release = release
         self._context = context
         self._prompt = prompt
         self._max_tokens = max_tokens
+        self._logprobs = logprobs
         self._cancel = cancel
         self._decoder = Utf8Decoder()
         self._splitter = StopSplitter(stops)
@@ -174,17 +182,20 @@ class TokenStream:
         if self._n_tokens == 0:
             self._first_token_s = now - self._started
         model = self._context.model
+        chosen = Token(token, "")
+        if self._logprobs is not None:
+            chosen = Token(token, "", *sampler.logprobs(self._context, token, self._logprobs))
         if model.is_eog(token):
-            return self._last(token, "", "eog")
+            return self._last(chosen, "", "eog")
         self._n_tokens += 1
         self._pending = token
         text = self._splitter.feed(self._decoder.feed(model.token_bytes(token)))
         if self._splitter.stopped:
             self._end("stop")
-            return Token(token, text)
+            return chosen._replace(text=text)
         if self._n_tokens == self._max_tokens or self._context.n_past() == self._context.n_ctx_seq:
-            return self._last(token, text, "length") or Token(token, text)
-        return Token(token, text)
+            return self._last(chosen, text, "length") or chosen
+        return chosen._replace(text=text)
 
     def _prefill(self) -> None:
         self._started = time.perf_counter()
@@ -207,14 +218,14 @@ class TokenStream:
         self._encode_s += time.perf_counter() - prepared
         return rows
 
-    def _last(self, token: int, text: str, reason: FinishReason) -> Token | None:
+    def _last(self, token: Token, text: str, reason: FinishReason) -> Token | None:
         """End the answer; return a token for text that was held back, if there is any."""
         text += self._splitter.feed(self._decoder.finish())
         if self._splitter.stopped:
             reason = "stop"
         text += self._splitter.finish()
         self._end(reason)
-        return Token(token, text) if text else None
+        return token._replace(text=text) if text else None
 
     def _end(self, reason: FinishReason) -> None:
         self.finish_reason = reason

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from support.tiny_models import write_text_model
 
 from llava_native import Model
-from llava_native.errors import InvalidInputError, PromptTooLongError
-from llava_native.prompt import TEMPLATES, PendingImage, Text, check_length, choose_template, pieces
+from llava_native.errors import PromptTooLongError
+from llava_native.messages import Message, make_content
+from llava_native.prompt import PendingImage, Text, check_length, pieces
+from llava_native.templates import BUILTIN, ChatTemplate
 
 VOCABS = ["phi-3", "phi-3 rstrip", "llama-bpe", "llama-spm"]
 TEMPLATE_OF = {"phi-3": "phi-3", "phi-3 rstrip": "phi-3", "llama-bpe": "llama-3", "llama-spm": "vicuna"}
@@ -37,7 +39,22 @@ def load(vocab, folder):
 @pytest.fixture(params=VOCABS, scope="module")
 def vocab(request, tmp_path_factory):
     with load(request.param, tmp_path_factory.mktemp("vocab")) as model:
-        yield model, TEMPLATES[TEMPLATE_OF[request.param]]
+        yield model, ChatTemplate("built-in", BUILTIN[TEMPLATE_OF[request.param]])
+
+
+def turn(template, *content, system=None):
+    """The parts of one question; a str is a user's text."""
+    parts = tuple(Text(part) if isinstance(part, str) else part for part in content)
+    messages = [Message("user", parts)]
+    if system is not None:
+        messages.insert(0, Message("system", make_content(system, [])))
+    return template.parts(messages)
+
+
+def around(template):
+    """What a template writes before and after a user's text."""
+    before, _, after = "".join(part.text for part in turn(template, "§", system="")).partition("§")
+    return before, after
 
 
 def whole(model, text):
@@ -63,7 +80,7 @@ def test_tokens_are_those_of_the_whole_prompt(vocab):
     @settings(max_examples=60, deadline=None)
     @given(words, st.none() | words)
     def check(user, system):
-        parts = template.start(system) + template.turn([Text(user)])
+        parts = turn(template, user, system=system)
         text = "".join(part.text for part in parts)
         if not has_special(model, user) and not has_special(model, system or ""):
             assert pieces(model, parts) == [whole(model, text)]
@@ -78,33 +95,32 @@ def test_text_around_an_image_is_tokenised_as_llama_cpp_does(vocab):
     @settings(max_examples=40, deadline=None)
     @given(words)
     def check(user):
-        before, after = template.user
-        tail = user + after + template.assistant[0]
+        before, after = around(template)
         if has_special(model, user):
             return
-        made = pieces(model, template.turn([IMAGE, Text(user)]))
-        assert made == [whole(model, before), IMAGE, later(model, tail)]
+        made = pieces(model, turn(template, IMAGE, "\n", "x" + user + "x", system=""))
+        assert made == [whole(model, before), IMAGE, later(model, "\nx" + user + "x" + after)]
 
     check()
 
 
 def test_two_images_and_text_between(vocab):
     model, template = vocab
-    made = pieces(model, template.turn([IMAGE, Text("\n"), IMAGE, Text("\nWhich is larger?")]))
-    before, after = template.user
-    tail = "\nWhich is larger?" + after + template.assistant[0]
+    made = pieces(model, turn(template, IMAGE, "\n", IMAGE, "\nWhich is larger?", system=""))
+    before, after = around(template)
+    tail = "\nWhich is larger?" + after
     assert made == [whole(model, before), IMAGE, later(model, "\n"), IMAGE, later(model, tail)]
 
 
 def test_a_users_text_is_text(vocab):
     model, template = vocab
-    expected = specials_in(model, pieces(model, template.start("x") + template.turn([Text("x")])))
+    expected = specials_in(model, pieces(model, turn(template, "x", system="x")))
 
     @settings(max_examples=60, deadline=None)
     @given(hostile_words, hostile_words)
     def check(user, system):
         # a template without a system text has none of its marks
-        made = pieces(model, template.start(system or "x") + template.turn([Text(user)]))
+        made = pieces(model, turn(template, user, system=system or "x"))
         assert len(made) == 1
         assert specials_in(model, made) == expected
 
@@ -114,7 +130,7 @@ def test_a_users_text_is_text(vocab):
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_hostile_text_comes_back_as_it_was(vocab, hostile):
     model, template = vocab
-    made = pieces(model, template.turn([IMAGE, Text(f"a {hostile} b")]))
+    made = pieces(model, turn(template, IMAGE, f"a {hostile} b", system=""))
     assert [len(piece) for piece in made if piece is IMAGE] == [3]
     plain = b"".join(model.token_bytes(token) for token in made[2])  # special tokens give nothing
     assert f"a {hostile} b" in plain.decode()
@@ -122,8 +138,8 @@ def test_a_hostile_text_comes_back_as_it_was(vocab, hostile):
 
 def test_bos_stands_first_and_once(vocab):
     model, template = vocab
-    for content in ([Text("x")], [IMAGE, Text("x")], [Text("<s><|begin_of_text|>")], [IMAGE]):
-        made = pieces(model, template.turn(content))
+    for content in (["x"], [IMAGE, "x"], ["<s><|begin_of_text|>"], [IMAGE]):
+        made = pieces(model, turn(template, *content))
         ids = [token for piece in made if isinstance(piece, list) for token in piece]
         assert ids[0] == model.bos
         assert ids.count(model.bos) == 1
@@ -153,24 +169,6 @@ def test_rstrip_swallows_the_space_after_a_special_token(tmp_path):
         wide = pieces(model, [Text("<|user|>\n", True), Text("\u3000\u00a0x")])
         assert wide == [[model.bos, model.special_tokens["<|user|>"], *later(model, "\u3000\u00a0x")]]
     assert len(kept[0]) > len(swallowed[0])
-
-
-@pytest.mark.parametrize("name", VOCABS)
-def test_the_template_is_chosen_by_the_vocabulary(name, tmp_path):
-    with load(name, tmp_path) as model:
-        assert choose_template(model) is TEMPLATES[TEMPLATE_OF[name]]
-        assert choose_template(model, "chatml") is TEMPLATES["chatml"]
-        with pytest.raises(InvalidInputError, match=r"phi-3, llama-3.*'mistral'"):
-            choose_template(model, "mistral")
-
-
-def test_system_texts():
-    assert [part.text for part in TEMPLATES["vicuna"].start(None)][1].startswith("A chat between")
-    assert TEMPLATES["vicuna"].start("") == []
-    assert TEMPLATES["phi-3"].start(None) == []
-    assert TEMPLATES["phi-3"].start("Be brief.") == [
-        Text("<|system|>\n", True), Text("Be brief."), Text("<|end|>\n", True),
-    ]  # fmt: skip
 
 
 def test_a_prompt_leaves_room_for_a_token():

@@ -157,16 +157,20 @@ cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar,
 
 
 cdef void _fill_candidates(
-    const float *logits, vector[llama.llama_token_data] *candidates,
+    const float *logits, const unsigned char *mask, vector[llama.llama_token_data] *candidates,
     llama.llama_token_data_array *array) noexcept nogil:
-    cdef size_t i
+    """List the tokens whose bit is set in `mask`, all where it is NULL."""
+    cdef size_t i, n = 0
     cdef llama.llama_token_data *data = candidates.data()
     for i in range(candidates.size()):
-        data[i].id = <int32_t>i
-        data[i].logit = logits[i]
-        data[i].p = 0.0
+        if mask != NULL and not (mask[i >> 3] >> (i & 7)) & 1:
+            continue
+        data[n].id = <int32_t>i
+        data[n].logit = logits[i]
+        data[n].p = 0.0
+        n += 1
     array.data = data
-    array.size = candidates.size()
+    array.size = n
     array.selected = -1
     array.sorted = False
 
@@ -194,8 +198,8 @@ cdef cbool _allows(llama.llama_sampler *grammar, int32_t token) except? False no
 
 cdef int32_t native_sample(
     llama.llama_sampler *chain, llama.llama_sampler *grammar, const float *logits,
-    vector[llama.llama_token_data] *candidates) except? -1:
-    """llama_sampler_apply (llama.h) on a copy of the logits; `grammar` may be NULL.
+    const unsigned char *mask, vector[llama.llama_token_data] *candidates) except? -1:
+    """llama_sampler_apply (llama.h) on a copy of the logits; `grammar` and `mask` may be NULL.
 
     As llama.cpp's own programs do: sample first, and only when the grammar forbids the token, filter the
     whole vocabulary and sample again.
@@ -204,11 +208,13 @@ cdef int32_t native_sample(
     cdef int32_t token
     try:
         with nogil:
-            _fill_candidates(logits, candidates, &array)
-            llama.llama_sampler_apply(chain, &array)
-            token = _select(&array)
-            if grammar != NULL and (token < 0 or not _allows(grammar, token)):
-                _fill_candidates(logits, candidates, &array)
+            _fill_candidates(logits, mask, candidates, &array)
+            token = -1
+            if array.size:  # the samplers abort on none
+                llama.llama_sampler_apply(chain, &array)
+                token = _select(&array)
+            if grammar != NULL and array.size and (token < 0 or not _allows(grammar, token)):
+                _fill_candidates(logits, mask, candidates, &array)
                 llama.llama_sampler_apply(grammar, &array)
                 llama.llama_sampler_apply(chain, &array)
                 token = _select(&array)
@@ -220,3 +226,29 @@ cdef int32_t native_sample(
         raise _error(
             GrammarError, "no token is left to choose: the grammar forbids all", "llama_sampler_apply")
     return token
+
+
+cdef double native_log_sum_exp(const float *logits, Py_ssize_t n) noexcept nogil:
+    """The logarithm of the sum of all tokens' exponentials: a logit less this is a log-probability."""
+    cdef double highest = logits[0]
+    cdef double total = 0.0
+    cdef Py_ssize_t i
+    for i in range(n):
+        highest = max(highest, logits[i])
+    for i in range(n):
+        total += exp(logits[i] - highest)
+    return highest + log(total)
+
+
+cdef void native_top(const float *logits, Py_ssize_t n, Py_ssize_t top, int32_t *ids) noexcept nogil:
+    """Write the ids of the `top` largest logits, the largest first; there must be so many."""
+    cdef Py_ssize_t i, place, found = 0
+    for i in range(n):
+        if found == top and logits[i] <= logits[ids[found - 1]]:
+            continue
+        place = found if found < top else top - 1
+        while place > 0 and logits[ids[place - 1]] < logits[i]:
+            ids[place] = ids[place - 1]
+            place -= 1
+        ids[place] = <int32_t>i
+        found = min(found + 1, top)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from ..errors import UnsupportedModelError
@@ -33,6 +34,9 @@ _OPTIONAL_U32: Final = ("attention.head_count_kv", "attention.head_dim")
 _OPTIONAL_STR: Final = ("general.name", "general.description", "clip.vision.projector_type")
 # About 33 graph nodes a block, of 8192 that clip.cpp has room for.
 _MAX_BLOCKS: Final = 200
+# As OpenAI's CLIP has them, on which every LLaVA-1.5 was trained.
+_CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 _AUDIO: Final = frozenset({
     "ultravox", "qwen2a", "qwen3a", "glma", "voxtral", "meralion", "musicflamingo", "lfm2a", "gemma3na",
     "gemma4a", "gemma4ua", "dots3note_a", "granite_speech", "mimo_audio", "parakeet", "qwen3tts_spkenc",
@@ -107,11 +111,7 @@ class MmprojInfo(NamedTuple):
 
 
 def missing_mmproj_keys(header: GGUFHeader) -> tuple[str, ...]:
-    """Return the keys that llama.cpp needs and this mmproj lacks, as the first files of 2023 do.
-
-    A profile that knows the model can supply them with `GGUFHeader.with_values`, and must write them
-    into the file that the native loader is given: it takes no overrides for an mmproj.
-    """
+    """Return the keys that llama.cpp needs and this mmproj lacks, as the first files of 2023 do."""
     has_type = "clip.vision.projector_type" in header.metadata
     return tuple(
         key
@@ -120,13 +120,15 @@ def missing_mmproj_keys(header: GGUFHeader) -> tuple[str, ...]:
     )
 
 
-def check_mmproj(header: GGUFHeader) -> MmprojInfo:
+def check_mmproj(header: GGUFHeader, assumed: Collection[str] = ()) -> MmprojInfo:
     """Check that a file is a LLaVA vision encoder which the native loader and its graph can take.
 
     Parameters
     ----------
     header : GGUFHeader
         As `read_header` returns it.
+    assumed : collection of str
+        Keys that may be lacking, because the native loader takes LLaVA-1.5's values for them.
 
     Returns
     -------
@@ -138,8 +140,8 @@ def check_mmproj(header: GGUFHeader) -> MmprojInfo:
     ModelFormatError
         It is a text model, or its keys or tensors do not fit together.
     UnsupportedModelError
-        It is an encoder that this package does not run: LLaVA-v1's single linear layer, a file of 2023
-        without the keys of `missing_mmproj_keys`, and every projector but ``mlp``; among these the
+        It is an encoder that this package does not run: LLaVA-v1's single linear layer, a file without
+        the keys of `missing_mmproj_keys`, and every projector but ``mlp``; among these the
         M-RoPE encoders (qwen2vl and later), whose rows need positions of their own, and audio.
 
     Notes
@@ -149,7 +151,7 @@ def check_mmproj(header: GGUFHeader) -> MmprojInfo:
     its kernels assert. Not covered: too little memory.
     """
     keys = Keys(header)
-    _check_kind(keys)
+    _check_kind(keys, assumed)
     image_size = keys.u32("clip.vision.image_size", low=1, high=1 << 16)
     patch_size = keys.u32("clip.vision.patch_size", low=1, high=image_size)
     n_embd = keys.u32("clip.vision.embedding_length", low=1)
@@ -174,14 +176,14 @@ def check_mmproj(header: GGUFHeader) -> MmprojInfo:
     return MmprojInfo(
         header.path, image_size, patch_size, n_patches, width, n_embd, n_head, n_layer, projector,
         "v.class_embd" in header.tensors, "v.post_ln.weight" in header.tensors, features,
-        _rgb(keys, "clip.vision.image_mean"), _rgb(keys, "clip.vision.image_std"),
+        _rgb(keys, "clip.vision.image_mean", _CLIP_MEAN), _rgb(keys, "clip.vision.image_std", _CLIP_STD),
         _pinpoints(keys, image_size),
         keys.text("clip.vision.mm_patch_merge_type", "flat"),
         nbytes.most_common(1)[0][0], nbytes.total(), header.fingerprint(),
     )  # fmt: skip
 
 
-def _check_kind(keys: Keys) -> None:
+def _check_kind(keys: Keys, assumed: Collection[str]) -> None:
     """Refuse whatever is not a vision encoder, and files that lack what one needs."""
     architecture = keys.text("general.architecture")
     if architecture != "clip":
@@ -202,10 +204,10 @@ def _check_kind(keys: Keys) -> None:
         elif projector in _AUDIO:
             why = "which is for audio; this package runs vision encoders only"
         keys.unsupported(f"the mmproj has a projector of type {projector!r}, {why}")
-    missing = missing_mmproj_keys(keys.header)
-    if missing or not projector:
+    missing = [key for key in missing_mmproj_keys(keys.header) if key not in assumed]
+    if missing or not (projector or "clip.projector_type" in assumed):
         keys.unsupported(f"the mmproj lacks {', '.join(missing or _REQUIRED_KEYS[1:2])}; convert it again")
-    if not keys.flag("clip.has_vision_encoder"):
+    if not keys.flag("clip.has_vision_encoder", True):
         keys.unsupported("the mmproj has no vision encoder")
 
 
@@ -290,7 +292,9 @@ def _check_norm(keys: Keys, name: str, size: int) -> None:
     check_tensor(keys, keys.header.tensors, f"{name}.bias", (size,), VECTOR)
 
 
-def _rgb(keys: Keys, key: str) -> tuple[float, float, float]:
+def _rgb(keys: Keys, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not keys.has(key):
+        return default
     values = keys.numbers(key, "f32")
     if len(values) != 3 or not all(map(math.isfinite, values)):
         keys.fail(f"{key} must hold three finite numbers, not {values}")
