@@ -1,13 +1,9 @@
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from llava_native._context import Context
 from llava_native._model import Model
-from llava_native.params import SamplingParams
-
-class TokenMatcher(Protocol):
-    def mask(self) -> bytes: ...
-    def accept(self, token: int) -> None: ...
+from llava_native.params import SamplingParams, TokenMatcher
 
 class Sampler:
     params: SamplingParams

@@ -29,8 +29,8 @@ cdef class Sampler:
         Kept alive; its vocabulary is used.
     params : SamplingParams, optional
         Default: llama.cpp's own.
-    matcher : llava_native.constraint.Matcher, optional
-        Tells which tokens may come next: anything with ``mask()``, one bit a token, and ``accept(token)``.
+    matcher : llava_native.params.TokenMatcher, optional
+        Tells which tokens may come next.
 
     Raises
     ------

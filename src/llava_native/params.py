@@ -7,12 +7,23 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Protocol
 
 from llava_native.errors import InvalidInputError
 
-__all__ = ["SamplingParams"]
+__all__ = ["SamplingParams", "TokenMatcher"]
 
 _MAX_SEED = 2**32 - 2  # 2**32 - 1 means "random" to llama.cpp
+
+
+class TokenMatcher(Protocol):
+    """Tells a ``Sampler`` which tokens may come next."""
+
+    def mask(self) -> bytes:
+        """Return one bit a token, the lowest first: whether it may come next."""
+
+    def accept(self, token: int) -> None:
+        """Go on by a token."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

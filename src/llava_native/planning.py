@@ -92,7 +92,7 @@ class Planner:
     def question(self, prompt: str, images: Sequence[ImageLike], system: str | None) -> list[Message]:
         """Make the messages of one question about images, which stand before the words."""
         if not isinstance(prompt, str):
-            raise InvalidInputError(f"prompt must be a str, not {type(prompt).__name__}")
+            raise TypeError(f"prompt must be a str, not {type(prompt).__name__}")
         user = Message("user", make_content(prompt, [self.image_part(image) for image in images]))
         return [user] if system is None else [Message("system", make_content(system, [])), user]
 

@@ -357,12 +357,6 @@ def _mmproj_cases() -> None:
     case = lambda name, *rest: _case(name, "mmproj", *rest)  # noqa: E731
     vision = "clip.vision."
     case("a text model", _nothing, "model=", ModelFormatError, "text")
-    case(
-        "projector_type missing",
-        _drop("clip.projector_type"),
-        "lacks clip.projector_type",
-        UnsupportedModelError,
-    )
     case("projector_type a number", _set("clip.projector_type", 1), "type str")
     for kind, says in (
         ("qwen2vl_merger", "M-RoPE"),

@@ -350,3 +350,65 @@ def test_a_grammar_over_a_bpe_vocabulary(tiny_pair):
         assert text[:2] == "né"
         assert "à" <= text[2] <= "ÿ"
         assert len(text) == 3
+
+
+# -- probabilities, and masks from outside
+
+
+def test_logprobs_are_the_softmax_of_the_logits(model, ctx):
+    ctx.eval([model.bos, 5, 7])
+    logits = np.array(ctx.logits, np.float64)
+    expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    with Sampler(model, SamplingParams(temperature=0)) as sampler:
+        for token in (0, 7, model.n_vocab - 1):
+            assert sampler.logprobs(ctx, token)[0] == pytest.approx(expected[token], abs=1e-6)
+        for top in (0, 1, 2, 7, 100):
+            _, found = sampler.logprobs(ctx, 7, top)
+            order = np.argsort(-expected, kind="stable")[:top]
+            assert [token for token, _ in found] == order.tolist()
+            np.testing.assert_allclose([value for _, value in found], expected[order], atol=1e-6)
+        for bad in ({"top": 101}, {"top": -1}, {"token": model.n_vocab}):
+            with pytest.raises(InvalidInputError):
+                sampler.logprobs(ctx, **{"token": 0, **bad})
+
+
+class Only:
+    """Lets a set of tokens through, and remembers what was accepted."""
+
+    def __init__(self, n_vocab, *allowed):
+        self.bits = np.packbits(np.isin(np.arange(n_vocab), allowed), bitorder="little").tobytes()
+        self.seen = []
+
+    def mask(self):
+        return self.bits
+
+    def accept(self, token):
+        self.seen.append(token)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_a_matcher_decides_what_may_come(model, ctx, temperature):
+    ctx.eval([model.bos, 5])
+    logits = np.array(ctx.logits)
+    only = Only(model.n_vocab, 11, 4000, model.n_vocab - 1)
+    with Sampler(model, SamplingParams(temperature=temperature, seed=3), matcher=only) as sampler:
+        seen = [sampler.sample(ctx) for _ in range(20)]
+    assert set(seen) <= {11, 4000, model.n_vocab - 1}
+    assert only.seen == seen
+    if temperature == 0:
+        assert set(seen) == {max((11, 4000, model.n_vocab - 1), key=lambda token: logits[token])}
+
+
+def test_a_matcher_that_lets_nothing_through_or_gives_no_mask(model, ctx):
+    ctx.eval([model.bos])
+    with (
+        Sampler(model, matcher=Only(model.n_vocab)) as sampler,
+        pytest.raises(GrammarError, match="no token"),
+    ):
+        sampler.sample(ctx)
+    short = Only(model.n_vocab)
+    short.bits = b"\xff"
+    with Sampler(model, matcher=short) as sampler, pytest.raises(InvalidInputError, match="1 bytes"):
+        sampler.sample(ctx)
+    with Sampler(model, matcher=object()) as sampler, pytest.raises(AttributeError):
+        sampler.sample(ctx)

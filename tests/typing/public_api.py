@@ -8,11 +8,14 @@ from PIL import Image
 
 from llava_native import (
     CancelToken,
+    Chat,
+    Constraint,
     Context,
     ImageEmbedding,
     ImageEncoder,
     Llava,
     Model,
+    Plan,
     Result,
     Sampler,
     SamplingParams,
@@ -39,6 +42,16 @@ def face(path: os.PathLike[str], image: Image.Image) -> None:
         for token in stream:
             assert_type(token, Token)
             assert_type(token.text, str)
+            assert_type(token.logprob, float | None)
+        messages = [{"role": "user", "content": [{"type": "image", "image": image}, "What is this?"]}]
+        plan = llava.plan(messages, overflow="drop_oldest_turn")
+        assert_type(plan, Plan)
+        assert_type(plan.fits, bool)
+        assert_type(llava.respond(messages, constraint=Constraint.regex("yes|no")), TokenStream)
+        chat = llava.chat("Be brief.")
+        assert_type(chat, Chat)
+        assert_type(chat.send("What is this?", image=image).result(), Result)
+        llava.create_chat_completion(messages, stream=True)
 
 
 def parts(path: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
