@@ -30,7 +30,10 @@ def run(name: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProce
 
 
 def test_every_example_is_tested():
-    tested = {"describe.py", "stream.py", "embeddings.py", "in_a_program.py", "random_pair.py"}
+    tested = {
+        "chat.py", "describe.py", "embeddings.py", "in_a_program.py", "json_answer.py", "random_pair.py",
+        "stream.py",
+    }  # fmt: skip
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -40,6 +43,22 @@ def test_describe_goes_on_after_a_bad_image(arguments, tmp_path):
     assert "missing.png: [Errno 2]" in done.stderr
     assert done.stdout.startswith(f"{arguments[2]}: ")
     assert len(done.stdout) > len(arguments[2]) + 5
+
+
+def test_chat_remembers(arguments, tmp_path):
+    done = run("chat.py", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("> ") >= 3
+    assert re.match(r"6 messages, \d+ tokens", done.stderr)
+
+
+def test_json_answer_is_what_the_schema_says(arguments, tmp_path):
+    done = run("json_answer.py", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    kind, *colours = done.stdout.split()
+    assert kind in ("photograph", "drawing", "text")
+    assert set(colours) <= {"red", "green", "blue", "black", "white"}
+    assert len(colours) <= 3
 
 
 def test_stream_shows_figures(arguments, tmp_path):
