@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -15,8 +14,11 @@ from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
 from llava_native._sampler import Sampler
+from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list
+from llava_native.engine import RUN_AHEAD, Engine, Stats, n_sequences
 from llava_native.errors import BusyError, ClosedError, EmbeddingMismatchError, InvalidInputError
+from llava_native.limits import check_range
 from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
 from llava_native.planning import Overflow, Plan, Planner
@@ -58,8 +60,20 @@ class Llava:
         only.
     dtype, device
         As ``ImageEncoder`` takes them.
-    n_batch, n_ubatch, n_seq_max, flash_attn, type_k, type_v
+    n_batch, n_ubatch, flash_attn, type_k, type_v
         As ``Context`` takes them.
+    n_seq_max : int, default 4
+        Answers that are generated together.
+    prefix_cache : int, optional
+        Tokens of finished requests to hold in the context; 0 turns that off. Default: half of `n_ctx`. They
+        go where a running request needs the room, but while they are there, each token takes a little
+        longer.
+    embedding_cache : int, default 256 MiB
+        Bytes of image rows to hold in memory; an image of llava-phi-3-mini takes 7 MB.
+    cache_dir : str or os.PathLike, optional
+        A folder for image rows, which processes may share. It only grows.
+    max_waiting : int, default 1024
+        Requests that may wait; one more raises ``BusyError``.
     kv_overrides : mapping, optional
         As ``Model`` takes it.
     progress : callable of one float, optional
@@ -76,7 +90,10 @@ class Llava:
 
     Notes
     -----
-    Threads: one answer at a time; starting a second one raises ``BusyError``.
+    Threads: any number at once. Answers share the context: up to `n_seq_max` are generated together, others
+    wait their turn. What requests have in common from their start, text and images, is evaluated once, and
+    images are encoded once, as long as the caches hold them. A thread of its own, which starts with the
+    first answer, does the work.
 
     Examples
     --------
@@ -93,6 +110,10 @@ class Llava:
         n_batch: int = 2048,
         n_ubatch: int = 640,
         n_seq_max: int = 4,
+        prefix_cache: int | None = None,
+        embedding_cache: int = 256 << 20,
+        cache_dir: PathLike | None = None,
+        max_waiting: int = 1024,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
@@ -107,7 +128,7 @@ class Llava:
         cancel: CancelToken | None = None,
     ) -> None:
         self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
-        self._busy = threading.Lock()
+        self._engine: Engine | None = None
         self._closed = False
         self._encoder: ImageEncoder | None = None
         self._vocabulary: Vocabulary | None = None  # made for the first constraint
@@ -144,7 +165,7 @@ class Llava:
                     n_ctx=n_ctx,
                     n_batch=n_batch,
                     n_ubatch=n_ubatch,
-                    n_seq_max=n_seq_max,
+                    n_seq_max=n_sequences(n_seq_max, n_ctx, n_batch, prefix_cache),
                     n_threads=n_threads,
                     flash_attn=flash_attn,
                     type_k=type_k,
@@ -152,6 +173,16 @@ class Llava:
                 )
             )
             self._planner = Planner(model, self._encoder, template, self._context.n_ctx_seq, allow_urls)
+            check_range("embedding_cache", embedding_cache, 0, 2**63)
+            check_range("max_waiting", max_waiting, 1, 2**63)
+            self._engine = Engine(
+                self._context,
+                n_running=n_seq_max,
+                prefix_cells=self._context.n_ctx // 2 if prefix_cache is None else prefix_cache,
+                embedding_bytes=embedding_cache,
+                cache_dir=cache_dir,
+                max_waiting=max_waiting,
+            )
         except BaseException:
             self.close()
             raise
@@ -193,7 +224,7 @@ class Llava:
 
     @property
     def context(self) -> Context:
-        """The context; streams clear it."""
+        """The context, to look at; the engine uses it."""
         return self._context
 
     @property
@@ -316,8 +347,6 @@ class Llava:
         ------
         PromptTooLongError
             The prompt does not fit into the context. Nothing was done.
-        BusyError
-            Another stream of this object is open.
         InvalidInputError
             An option or a message is not as it should be, or there is an image and no encoder.
         TemplateError
@@ -326,6 +355,71 @@ class Llava:
         self._check_open()
         prompt = self._planner.prompt(self._messages(messages), overflow, tools)
         return self._open_stream(prompt, **options)
+
+    def ask(self, image: ImageLike | Sequence[ImageLike], questions: Iterable[str], **options: Any) -> list[str]:
+        """Answer several questions about an image, together.
+
+        The image is encoded once and evaluated once, and the answers are generated beside each other.
+
+        Parameters
+        ----------
+        image, **options
+            As ``stream`` takes them.
+        questions : iterable of str
+
+        Returns
+        -------
+        list of str
+            The answers, in the order of the questions.
+        """
+
+        def open_stream(question: str) -> TokenStream:
+            return self.stream(question, image=image, run_ahead=None, **options)
+
+        return [answer.text for answer in answers(open_stream, questions)]
+
+    def map(
+        self,
+        images: Iterable[ImageLike],
+        prompt: str = "Describe this image.",
+        *,
+        ordered: bool = True,
+        window: int | None = None,
+        **options: Any,
+    ) -> ImageMap:
+        """Answer one question about many images; decoding, encoding and generation overlap.
+
+        Parameters
+        ----------
+        images : iterable of image-like
+            Any number: a few are taken ahead of the answers, and none is kept. A list or tuple in it is
+            several images of one prompt.
+        prompt, **options
+            As ``stream`` takes them.
+        ordered : bool, default True
+            Whether answers come in the order of the images, and not as they are done.
+        window : int, optional
+            Images on their way at once; default twice `n_seq_max` and four more.
+
+        Returns
+        -------
+        ImageMap
+            An iterator of ``MapItem``. An image that cannot be read yields its error, and the others go on.
+            Close it, or use it in a with-statement, to end early.
+        """
+        self._check_open()
+        assert self._engine is not None
+
+        def open_stream(image: ImageLike) -> TokenStream:
+            return self.stream(prompt, image=image, run_ahead=None, keep_images=False, **options)
+
+        window = 2 * self._engine.n_running + 4 if window is None else window
+        return ImageMap(open_stream, images, window=window, ordered=ordered)
+
+    def stats(self) -> Stats:
+        """Return what was done since this object was made, and what is going on: counters of its engine."""
+        assert self._engine is not None
+        return self._engine.stats()
 
     def create_chat_completion(self, messages: Sequence[MessageDict], **options: Any) -> Any:
         """Answer in OpenAI's shapes; see ``llava_native.completion.create_chat_completion``."""
@@ -399,6 +493,8 @@ class Llava:
         cancel: CancelToken | None = None,
         logprobs: int | None = None,
         constraint: Constraint | None = None,
+        run_ahead: int | None = RUN_AHEAD,
+        keep_images: bool = True,
         **sampling: Any,
     ) -> TokenStream:
         if cancel is not None and timeout is not None:
@@ -412,20 +508,18 @@ class Llava:
         stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
         if not all(isinstance(text, str) for text in stops):
             raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
-        cancel = cancel or CancelToken(timeout)
-        sampler = Sampler(self._model, SamplingParams(**sampling), matcher=self._matcher(constraint))
-        if not self._busy.acquire(blocking=False):
-            sampler.close()
-            raise BusyError("another stream of this Llava is open; finish, close or drop it first")
+        assert self._engine is not None
         return TokenStream(
-            self._context,
+            self._engine,
             prompt,
-            sampler,
+            Sampler(self._model, SamplingParams(**sampling), matcher=self._matcher(constraint)),
             max_tokens=max_tokens,
             stops=[*stops, *self._planner.template.stops],
             cancel=cancel,
-            release=self._busy.release,
+            timeout=timeout,
             logprobs=logprobs,
+            run_ahead=run_ahead,
+            keep_images=keep_images,
         )
 
     def _matcher(self, constraint: Constraint | None) -> Matcher | None:
@@ -449,8 +543,10 @@ class Llava:
         BusyError
             A stream is open.
         """
-        if not self._closed and self._busy.locked():
-            raise BusyError("a stream of this Llava is open; finish, close or drop it first")
+        if self._engine is not None:
+            if not self._closed and self._engine.streams:
+                raise BusyError("a stream of this Llava is open; finish, close or drop it first")
+            self._engine.close()
         self._closed = True
         while self._owned:  # the last first: a context needs its model
             self._owned[-1].close()

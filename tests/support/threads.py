@@ -76,3 +76,11 @@ class Background:
         """Wait until the running `call` has ended."""
         self._stop = True
         self._thread.join()
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until `true` returns True."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.002)
