@@ -119,7 +119,7 @@ class DiskCache:
         except FileNotFoundError:
             return None
         except (LlavaError, OSError) as exc:
-            _logger.warning("a cached embedding is dropped: %s", exc)
+            _logger.warning("a cached embedding is dropped: %s", str(exc))
         path.unlink(missing_ok=True)
         return None
 
@@ -128,4 +128,4 @@ class DiskCache:
         try:
             rows.save(self._path(key))
         except OSError as exc:
-            _logger.warning("an embedding could not be cached: %s", exc)
+            _logger.warning("an embedding could not be cached: %s", str(exc))

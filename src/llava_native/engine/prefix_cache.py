@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llava_native.engine.sequences import cells, common_prefix
+from llava_native.engine.sequences import cells, common_prefix, head
 
 if TYPE_CHECKING:
     from llava_native.engine.sequences import Content, Memory, Sequence
@@ -59,15 +59,18 @@ class PrefixCache:
 
     def keep(self, sequence: Sequence, content: Content) -> None:
         """Take over a sequence that holds `content`; free it where that is not worth its cells."""
-        sequence.content = content
         n = sequence.n_tokens
-        longer = next((s for s in self._kept if common_prefix(s.content, content) == n), None)
+        if n > self.limit > 0:  # its beginning is what others are most likely to share
+            n = self.limit
+            self._memory.truncate(sequence, n)
+        sequence.content = head(content, n)
+        longer = next((s for s in self._kept if common_prefix(s.content, sequence.content) == n), None)
         if not n or not self.limit or longer is not None:
             self._memory.close(sequence)
             if longer is not None:
                 self.touch(longer)
             return
-        for shorter in [s for s in self._kept if common_prefix(s.content, content) == s.n_tokens]:
+        for shorter in [s for s in self._kept if common_prefix(s.content, sequence.content) == s.n_tokens]:
             self._kept.remove(shorter)
             self._memory.close(shorter)
         self._kept.append(sequence)

@@ -13,7 +13,7 @@ from llava_native.engine.desk import ImageDesk
 from llava_native.engine.embedding_cache import EmbeddingCache
 from llava_native.engine.prefix_cache import PrefixCache
 from llava_native.engine.request import Choice, Event, Image, Request
-from llava_native.engine.sequences import ImageSpan, Memory, common_prefix, head
+from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
 from llava_native.engine.stats import Stats
 from llava_native.errors import CancelledError, ClosedError, ContextFullError
 
@@ -431,7 +431,7 @@ class Scheduler:
             return
         if n < request.n_done:
             self._memory.truncate(sequence, n)
-        self._cache.keep(sequence, head(request.content, n))
+        self._cache.keep(sequence, request.content)
 
 
 def _number(request: Request) -> int:
