@@ -26,12 +26,24 @@ def answers(open_stream: Callable[[str], TokenStream], questions: Iterable[str])
     The first error ends them all.
     """
     with contextlib.ExitStack() as stack:
-        streams = []
+        streams: list[TokenStream] = []
         for question in questions:
-            streams.append(stack.enter_context(open_stream(question)))
-            with contextlib.suppress(BusyError):  # too many wait: this one begins when its turn comes
-                streams[-1].start()
+            stream = stack.enter_context(open_stream(question))
+            _start(stream, streams)
+            streams.append(stream)
         return [stream.result() for stream in streams]
+
+
+def _start(stream: TokenStream, earlier: Iterable[TokenStream]) -> None:
+    """Begin with a stream; where too many wait, finish earlier ones first."""
+    for other in earlier:
+        try:
+            stream.start()
+        except BusyError:
+            other.result()
+        else:
+            return
+    stream.start()
 
 
 @dataclasses.dataclass(frozen=True)

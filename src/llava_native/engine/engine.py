@@ -106,9 +106,9 @@ class Engine:
         ClosedError, ForkError
         """
         self.check()
-        waiting = len(self._scheduler.waiting) + self._calls.qsize()
-        if waiting >= self._max_waiting:
-            raise BusyError(f"{waiting} requests wait already; see max_waiting")
+        if len(self._scheduler.queued) >= self._max_waiting:
+            raise BusyError(f"{self._max_waiting} requests wait already; see max_waiting")
+        self._scheduler.queued.add(request)
         request.submitted = request.since = time.perf_counter()
         self._calls.put(partial(self._scheduler.submit, request))
         if self._thread is None:

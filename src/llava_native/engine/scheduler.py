@@ -81,6 +81,7 @@ class Scheduler:
         self.halt = CancelToken()  # ends a call for several requests, when all is over
         self.running: list[Request] = []  # in the order in which they began
         self.waiting: list[Request] = []  # in the order in which they came
+        self.queued: set[Request] = set()  # those that never ran; callers add to it
 
     # -- called by others, on this thread
 
@@ -225,6 +226,7 @@ class Scheduler:
 
     def _note_start(self, request: Request, n: int) -> None:
         now = self._clock()
+        self.queued.discard(request)
         request.queue_s += now - request.since
         request.since = now
         if request.n_cached is None:
@@ -400,6 +402,7 @@ class Scheduler:
 
     def _end(self, request: Request, event: Event) -> None:
         """Free all that a request has, then tell its caller."""
+        self.queued.discard(request)
         if request in self.running:
             self.running.remove(request)
             self._retire(request)
