@@ -111,6 +111,8 @@ class Request:
         run_ahead: int | None = RUN_AHEAD,
         keep_images: bool = True,
     ) -> None:
+        if cancel is not None and not isinstance(cancel, CancelToken):
+            raise TypeError(f"cancel must be a CancelToken, not {type(cancel).__name__}")
         self.number = next(_numbers)
         self.sampler = sampler
         self.write = write
