@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from llava_native._cancel import CancelToken
 from llava_native._context import Context
@@ -16,15 +15,14 @@ from llava_native._model import Model
 from llava_native._sampler import Sampler
 from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list
-from llava_native.engine import RUN_AHEAD, Engine, Stats, n_sequences
-from llava_native.errors import BusyError, ClosedError, EmbeddingMismatchError, InvalidInputError
-from llava_native.limits import check_range
+from llava_native.engine import RUN_AHEAD, Stats
+from llava_native.errors import ClosedError, InvalidInputError
+from llava_native.loading import Parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
 from llava_native.planning import Overflow, Plan, Planner
 from llava_native.prompt import Part, Prompt, check_length, pieces
-from llava_native.stream import Result, TokenStream
-from llava_native.templates import choose_template
+from llava_native.stream import Result, TokenStream, check_limits
 
 if TYPE_CHECKING:
     from llava_native.constraint import Constraint, Matcher, Vocabulary
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Llava"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
-_Owned = TypeVar("_Owned", Model, ImageEncoder, Context)
 
 
 class Llava:
@@ -65,9 +62,8 @@ class Llava:
     n_seq_max : int, default 4
         Answers that are generated together.
     prefix_cache : int, optional
-        Tokens of finished requests to hold in the context; 0 turns that off. Default: half of `n_ctx`. They
-        go where a running request needs the room, but while they are there, each token takes a little
-        longer.
+        Tokens of finished requests to hold in the context, until somebody needs the room; default half of
+        `n_ctx`, 0 none. Each of them makes generation a little slower.
     embedding_cache : int, default 256 MiB
         Bytes of image rows to hold in memory; an image of llava-phi-3-mini takes 7 MB.
     cache_dir : str or os.PathLike, optional
@@ -90,10 +86,9 @@ class Llava:
 
     Notes
     -----
-    Threads: any number at once. Answers share the context: up to `n_seq_max` are generated together, others
-    wait their turn. What requests have in common from their start, text and images, is evaluated once, and
-    images are encoded once, as long as the caches hold them. A thread of its own, which starts with the
-    first answer, does the work.
+    Threads: any number at once. Up to `n_seq_max` answers are generated together, others wait their turn. A
+    thread of its own, which starts with the first answer, does the work. What requests have in common from
+    their start is evaluated once, and an image encoded once, as long as the caches hold them.
 
     Examples
     --------
@@ -127,65 +122,35 @@ class Llava:
         progress: Callable[[float], Any] | None = None,
         cancel: CancelToken | None = None,
     ) -> None:
-        self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
-        self._engine: Engine | None = None
-        self._closed = False
-        self._encoder: ImageEncoder | None = None
         self._vocabulary: Vocabulary | None = None  # made for the first constraint
-        try:
-            if not isinstance(model, Model):
-                model = self._own(
-                    Model(
-                        model,
-                        n_gpu_layers=n_gpu_layers,
-                        kv_overrides=kv_overrides,
-                        progress=progress,
-                        cancel=cancel,
-                    )
-                )
-            self._model = model
-            template = choose_template(model, chat_template)
-            if mmproj is not None and not isinstance(mmproj, ImageEncoder):
-                mmproj = self._own(
-                    ImageEncoder(
-                        mmproj,
-                        n_threads=n_threads,
-                        dtype=dtype,
-                        device=device,
-                        use_gpu=n_gpu_layers != 0,
-                        progress=progress,
-                        cancel=cancel,
-                    )
-                )
-            self._encoder = mmproj
-            self._check_pair()
-            self._context = self._own(
-                Context(
-                    model,
-                    n_ctx=n_ctx,
-                    n_batch=n_batch,
-                    n_ubatch=n_ubatch,
-                    n_seq_max=n_sequences(n_seq_max, n_ctx, n_batch, prefix_cache),
-                    n_threads=n_threads,
-                    flash_attn=flash_attn,
-                    type_k=type_k,
-                    type_v=type_v,
-                )
-            )
-            self._planner = Planner(model, self._encoder, template, self._context.n_ctx_seq, allow_urls)
-            check_range("embedding_cache", embedding_cache, 0, 2**63)
-            check_range("max_waiting", max_waiting, 1, 2**63)
-            self._engine = Engine(
-                self._context,
-                n_running=n_seq_max,
-                prefix_cells=self._context.n_ctx // 2 if prefix_cache is None else prefix_cache,
-                embedding_bytes=embedding_cache,
-                cache_dir=cache_dir,
-                max_waiting=max_waiting,
-            )
-        except BaseException:
-            self.close()
-            raise
+        self._parts = Parts(
+            model,
+            mmproj,
+            chat_template,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max,
+            prefix_cache=prefix_cache,
+            embedding_cache=embedding_cache,
+            cache_dir=cache_dir,
+            max_waiting=max_waiting,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=n_threads,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            dtype=dtype,
+            device=device,
+            kv_overrides=kv_overrides,
+            progress=progress,
+            cancel=cancel,
+        )
+        self._model, self._encoder = self._parts.model, self._parts.encoder
+        self._context, self._engine = self._parts.context, self._parts.engine
+        self._planner = Planner(
+            self._model, self._encoder, self._parts.template, self._context.n_ctx_seq, allow_urls
+        )
 
     @classmethod
     def demo(cls, **options: Any) -> Self:
@@ -200,17 +165,6 @@ class Llava:
 
         model, mmproj = demo_files()
         return cls(model, mmproj, **{"n_ctx": 2048, **options})
-
-    def _own(self, made: _Owned) -> _Owned:
-        self._owned.append(made)
-        return made
-
-    def _check_pair(self) -> None:
-        if self._encoder is not None and self._encoder.n_embd != self._model.n_embd:
-            raise EmbeddingMismatchError(
-                f"the rows of {self._encoder.path} have {self._encoder.n_embd} floats, and "
-                f"{self._model.path} takes {self._model.n_embd}: the mmproj belongs to another model"
-            )
 
     @property
     def model(self) -> Model:
@@ -356,21 +310,12 @@ class Llava:
         prompt = self._planner.prompt(self._messages(messages), overflow, tools)
         return self._open_stream(prompt, **options)
 
-    def ask(self, image: ImageLike | Sequence[ImageLike], questions: Iterable[str], **options: Any) -> list[str]:
-        """Answer several questions about an image, together.
+    def ask(
+        self, image: ImageLike | Sequence[ImageLike], questions: Iterable[str], **options: Any
+    ) -> list[str]:
+        """Answer several questions about an image together; return the answers in their order.
 
-        The image is encoded once and evaluated once, and the answers are generated beside each other.
-
-        Parameters
-        ----------
-        image, **options
-            As ``stream`` takes them.
-        questions : iterable of str
-
-        Returns
-        -------
-        list of str
-            The answers, in the order of the questions.
+        The image is encoded and evaluated once. `image` and `options` are what ``stream`` takes.
         """
 
         def open_stream(question: str) -> TokenStream:
@@ -392,8 +337,8 @@ class Llava:
         Parameters
         ----------
         images : iterable of image-like
-            Any number: a few are taken ahead of the answers, and none is kept. A list or tuple in it is
-            several images of one prompt.
+            Any number: a few are taken ahead of the answers, and none is kept. A list in it is several
+            images of one prompt.
         prompt, **options
             As ``stream`` takes them.
         ordered : bool, default True
@@ -404,11 +349,9 @@ class Llava:
         Returns
         -------
         ImageMap
-            An iterator of ``MapItem``. An image that cannot be read yields its error, and the others go on.
-            Close it, or use it in a with-statement, to end early.
+            Of ``MapItem``. A bad image yields its error, and the others go on. ``close()`` ends it early.
         """
         self._check_open()
-        assert self._engine is not None
 
         def open_stream(image: ImageLike) -> TokenStream:
             return self.stream(prompt, image=image, run_ahead=None, keep_images=False, **options)
@@ -418,7 +361,6 @@ class Llava:
 
     def stats(self) -> Stats:
         """Return what was done since this object was made, and what is going on: counters of its engine."""
-        assert self._engine is not None
         return self._engine.stats()
 
     def create_chat_completion(self, messages: Sequence[MessageDict], **options: Any) -> Any:
@@ -501,14 +443,7 @@ class Llava:
             raise InvalidInputError(
                 "give timeout or cancel, not both: a CancelToken has a timeout of its own"
             )
-        if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
-            raise InvalidInputError(
-                f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}"
-            )
-        stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
-        if not all(isinstance(text, str) for text in stops):
-            raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
-        assert self._engine is not None
+        stops = check_limits(max_tokens, stop)
         return TokenStream(
             self._engine,
             prompt,
@@ -532,7 +467,7 @@ class Llava:
         return Matcher(constraint, self._vocabulary)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._engine.closed:
             raise ClosedError("this Llava was closed")
 
     def close(self) -> None:
@@ -543,19 +478,12 @@ class Llava:
         BusyError
             A stream is open.
         """
-        if self._engine is not None:
-            if not self._closed and self._engine.streams:
-                raise BusyError("a stream of this Llava is open; finish, close or drop it first")
-            self._engine.close()
-        self._closed = True
-        while self._owned:  # the last first: a context needs its model
-            self._owned[-1].close()
-            self._owned.pop()
+        self._parts.close()
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._closed
+        return self._engine.closed
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -567,4 +495,4 @@ class Llava:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Llava({'closed' if self._closed else self._model!r})"
+        return f"Llava({'closed' if self._engine.closed else self._model!r})"

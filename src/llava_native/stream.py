@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 from llava_native.engine import Choice, Event, Request
-from llava_native.errors import BusyError, CancelledError, TimeoutExpiredError
+from llava_native.errors import BusyError, CancelledError, InvalidInputError, TimeoutExpiredError
 from llava_native.text import StopSplitter, Utf8Decoder
 
 if TYPE_CHECKING:
@@ -98,6 +99,22 @@ class Result(NamedTuple):
     timings: Timings
 
 
+def check_limits(max_tokens: int | None, stop: str | Sequence[str]) -> list[str]:
+    """Return the stop strings as a list.
+
+    Raises
+    ------
+    InvalidInputError
+        They are none, or `max_tokens` is no number of tokens.
+    """
+    if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
+        raise InvalidInputError(f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}")
+    stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    if not all(isinstance(text, str) for text in stops):
+        raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
+    return stops
+
+
 class Writer:
     """Turns the tokens of an answer into text, and tells when it is over. Called by the engine's thread."""
 
@@ -167,15 +184,20 @@ class TokenStream:
         self._engine = engine
         self._sampler = sampler
         self._prompt = prompt
-        self._request = Request(
-            prompt.pieces,
-            sampler,
-            Writer(engine.model, stops),
-            max_tokens=max_tokens,
-            cancel=cancel,
-            timeout=timeout,
-            **options,
-        )
+        writer = Writer(engine.model, stops)
+        try:
+            self._request = Request(
+                prompt.pieces,
+                sampler,
+                writer,
+                max_tokens=max_tokens,
+                cancel=cancel,
+                timeout=timeout,
+                **options,
+            )
+        except BaseException:
+            sampler.close()
+            raise
         self._submitted = False
         self._inside = threading.Lock()
         self._n_tokens = 0

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from llava_native.engine.request import Event, Request
+from llava_native.engine.request import Choice, Event, Request
 from llava_native.engine.scheduler import Scheduler
 from llava_native.errors import CancelledError, ContextFullError, DecodeError
 
@@ -224,8 +224,9 @@ class Writer:
     def __init__(self) -> None:
         self.n = 0
 
-    def __call__(self, token: int, last: bool) -> Event:
+    def __call__(self, chosen: Choice, last: bool) -> Event:
         """Return what the caller sees."""
+        token = chosen.token
         if token == END:
             return Event(None, "eog", self.n)
         self.n += 1

@@ -14,6 +14,10 @@ from llava_native.errors import ClosedError, ImageDecodeError, InvalidInputError
 GREEDY = {"temperature": 0, "max_tokens": 6}
 
 
+def pieces_of(llava, text, image):
+    return llava.planner.prompt(llava.planner.question(text, [image], None)).pieces
+
+
 @pytest.fixture
 def llava(tmp_path):
     text, mmproj = damage.good_text(tmp_path / "text.gguf"), damage.good_mmproj(tmp_path / "mmproj.gguf")
@@ -96,7 +100,7 @@ def test_an_iterable_that_fails_is_the_callers(llava, images):
 def test_what_is_no_image_stays_out_of_the_prefix_cache(llava, images):
     list(llava.map(images, "What?", **GREEDY))
     stats = llava.stats()
-    head = len(llava._plan("What?", [images[0]], None).pieces[0])
+    head = len(pieces_of(llava, "What?", images[0])[0])
     assert stats.prefixes == 1
     assert stats.cells == head  # what all of them begin with
     assert stats.cached_tokens > 20 * head

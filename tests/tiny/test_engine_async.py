@@ -133,7 +133,7 @@ def test_a_cancelled_task_frees_its_sequence(llava):
 
 
 def test_a_task_that_is_cancelled_while_it_waits_frees_its_sequence(llava, picture):
-    slow = llava._encoder = SlowEncoder(llava.encoder, "prepare")
+    slow = llava.planner._encoder = SlowEncoder(llava.encoder, "prepare")
 
     async def main():
         stream = llava.stream("Hello", image=picture, **FOREVER)
@@ -169,7 +169,7 @@ def test_a_timeout_and_a_bad_image_on_an_event_loop(llava):
 
 
 def test_two_tasks_in_one_stream(llava, picture):
-    slow = llava._encoder = SlowEncoder(llava.encoder, "encode")
+    slow = llava.planner._encoder = SlowEncoder(llava.encoder, "encode")
 
     async def main():
         stream = llava.stream("Hello", image=picture, **GREEDY)
@@ -192,7 +192,7 @@ def test_two_tasks_in_one_stream(llava, picture):
 def test_cancelled(llava, picture, stage, how):
     scheduler = llava._engine._scheduler
     n_running = scheduler._n_running
-    slow = llava._encoder = SlowEncoder(llava.encoder, stage)
+    slow = llava.planner._encoder = SlowEncoder(llava.encoder, stage)
     if stage == "queue":
         scheduler._n_running = 0  # nobody may begin
     token = CancelToken()
@@ -219,7 +219,7 @@ def test_cancelled(llava, picture, stage, how):
 
 def test_a_caller_that_waits_is_told_at_once(llava, picture):
     """Cancelled by another thread while it is inside next(), and the engine has nothing to say."""
-    slow = llava._encoder = SlowEncoder(llava.encoder, "encode")
+    slow = llava.planner._encoder = SlowEncoder(llava.encoder, "encode")
     stream = llava.stream("Hello", image=picture, **FOREVER)
     seen = []
     thread = threading.Thread(target=lambda: seen.append(list(stream)))

@@ -134,6 +134,11 @@ class Engine:
         request.stop.cancel()
         self._calls.put(_nothing)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def stats(self) -> Stats:
         """Return the counters."""
         return self._scheduler.stats()
