@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "n_sequences"]
 
 _POLL_S = 0.05  # how often limits of time are looked at, while nothing else happens
+_DROP_S = 1.0
 _N_PREFIXES = 12  # that are cached at most; a sequence costs next to nothing
 _logger = logging.getLogger("llava_native")
 _Call: TypeAlias = "Callable[[], Any] | None"
@@ -81,12 +82,12 @@ class Engine:
         self.n_running = n_running
         self.streams: set[int] = set()  # open ones, by id
         self._max_waiting = max_waiting
-        self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
         # an engine that is dropped ends its thread, which knows the scheduler only
-        self._finalizer = weakref.finalize(self, self._calls.put, None)
+        self._threads: list[threading.Thread] = []
+        self._finalizer = weakref.finalize(self, _dropped, self._calls, self._threads)
         self._finalizer.atexit = False
 
     def check(self) -> None:
@@ -111,18 +112,18 @@ class Engine:
         self._scheduler.queued.add(request)
         request.submitted = request.since = time.perf_counter()
         self._calls.put(partial(self._scheduler.submit, request))
-        if self._thread is None:
+        if not self._threads:
             self._start()
         self.check()  # whoever closed it meanwhile may not have seen the request
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None and not self._closed:
+            if not self._threads and not self._closed:
                 thread = threading.Thread(
                     target=_run, args=(self._scheduler, self._calls), name="llava_native", daemon=True
                 )
                 thread.start()
-                self._thread = thread
+                self._threads.append(thread)
                 _open.add(self)
 
     def wake(self) -> None:
@@ -150,9 +151,9 @@ class Engine:
         with self._starting:
             self._closed = True
         self._scheduler.halt.cancel()
-        if self._thread is not None:
+        for thread in self._threads:
             self._calls.put(None)
-            self._thread.join()
+            thread.join()
         self._finalizer.detach()
 
 
@@ -163,6 +164,14 @@ def n_sequences(n_running: int, n_ctx: int, n_batch: int, prefix_cells: int | No
     if prefix_cells == 0:
         return n_running
     return max(n_running, min(n_running + _N_PREFIXES, n_ctx or n_batch, n_batch, 256))
+
+
+def _dropped(calls: SimpleQueue[_Call], threads: list[threading.Thread]) -> None:
+    """End the thread of an engine that nobody closed, waiting for it only as long as a destructor may."""
+    calls.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(_DROP_S)
 
 
 def _nothing() -> None:

@@ -66,13 +66,12 @@ def _common(one: Segment, other: Segment) -> int:
 
 
 class Run:
-    """Cells that one sequence filled; sequences forked from it use the first ones of them too."""
+    """Cells in a row; each sequence that shares them uses the first so many."""
 
-    __slots__ = ("n", "owner")
+    __slots__ = ("n",)
 
-    def __init__(self, owner: Sequence) -> None:
-        self.owner = owner
-        self.n = 0
+    def __init__(self, n: int) -> None:
+        self.n = n
 
 
 class Sequence:
@@ -161,13 +160,11 @@ class Memory:
         self.used += n
         if sequence.runs:
             run, used = sequence.runs[-1]
-            if run.owner is sequence and used == run.n:
+            if used == run.n:  # else another sequence went on from here
                 run.n += n
                 sequence.runs[-1] = (run, used + n)
                 return
-        run = Run(sequence)
-        run.n = n
-        sequence.runs.append((run, n))
+        sequence.runs.append((Run(n), n))
 
     def truncate(self, sequence: Sequence, n: int) -> None:
         """Keep the first `n` tokens of a sequence."""

@@ -181,11 +181,29 @@ def test_old_prefixes_make_room(desk):
 def test_running_requests_make_room_for_older_ones():
     desk = Desk(n_ctx=64, n_running=3)
     requests = [desk.ask(p, max_tokens=40) for p in (A, B, C)]
+    order = []
+    for request in requests:
+        request.on_end = lambda r=request: order.append(r)
     desk.finish()
+    assert order == requests
     for request, prompt in zip(requests, (A, B, C), strict=True):
         expect(desk, request, prompt, max_tokens=40)
     assert desk.scheduler.stats().preempted > 0
     desk.close()
+
+
+def test_a_context_that_is_full_against_all_reckoning(desk):
+    """The library finds no cells though there should be some: prefixes go, and the request goes on."""
+    first = desk.ask(list(range(20)))
+    desk.finish()
+    expect(desk, first, list(range(20)))
+    desk.context.n_ctx = 30  # fewer than the scheduler knows of
+    request = desk.ask(A)
+    other = desk.ask(list(range(50, 65)))
+    desk.finish()
+    expect(desk, request, A)
+    expect(desk, other, list(range(50, 65)))
+    assert desk.scheduler.stats().evicted > 0
 
 
 # -- pausing
@@ -255,15 +273,26 @@ def test_an_encode_goes_on_while_somebody_wants_it(desk):
     assert desk.encoding.encoded == ["cat"]
 
 
-def test_an_encode_that_nobody_wants_is_stopped_and_begun_again_for_the_next(desk):
+def test_an_encode_that_nobody_wants_is_stopped(desk):
     one = desk.ask(FakeImage("cat"), [1])
     desk.scheduler.step()
     desk.encoding.run()
     one.stop.cancel()
-    two = desk.ask(FakeImage("cat"), [2])
+    desk.scheduler.step()
+    while desk.encoding.run():
+        pass
+    assert desk.encoding.encoded == []
+
+
+def test_an_encode_that_was_stopped_is_begun_again_for_the_next(desk):
+    one, two = (desk.ask(FakeImage("cat"), [n]) for n in (1, 2))
+    desk.scheduler.step()
+    desk.encoding.run()  # the first is prepared, and its encode begun
+    one.stop.cancel()
+    desk.scheduler.step()
     desk.finish()
     expect(desk, two, FakeImage("cat"), [2])
-    assert desk.encoding.encoded == ["cat"]  # the first job saw that it was cancelled
+    assert desk.encoding.encoded == ["cat"]
 
 
 @pytest.mark.parametrize("stage", ["prepare", "encode"])
