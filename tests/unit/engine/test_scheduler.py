@@ -197,12 +197,10 @@ def test_a_context_that_is_full_against_all_reckoning(desk):
     first = desk.ask(list(range(20)))
     desk.finish()
     expect(desk, first, list(range(20)))
-    desk.context.n_ctx = 30  # fewer than the scheduler knows of
+    desk.context.n_ctx = 24  # what the prefix takes; the scheduler knows of more
     request = desk.ask(A)
-    other = desk.ask(list(range(50, 65)))
     desk.finish()
     expect(desk, request, A)
-    expect(desk, other, list(range(50, 65)))
     assert desk.scheduler.stats().evicted > 0
 
 
