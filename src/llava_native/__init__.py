@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from llava_native._model import Model
     from llava_native._native import build_info, devices
     from llava_native._sampler import Sampler
+    from llava_native.bulk import ImageMap, MapItem
     from llava_native.chat import Chat
     from llava_native.constraint import Constraint
+    from llava_native.engine.stats import Stats
     from llava_native.errors import LlavaError
     from llava_native.llava import Llava
     from llava_native.params import SamplingParams
@@ -31,13 +33,16 @@ __all__ = [
     "Context",
     "ImageEmbedding",
     "ImageEncoder",
+    "ImageMap",
     "Llava",
     "LlavaError",
+    "MapItem",
     "Model",
     "Plan",
     "Result",
     "Sampler",
     "SamplingParams",
+    "Stats",
     "Timings",
     "Token",
     "TokenStream",
@@ -54,13 +59,16 @@ _HOMES = {
     "Context": "_context",
     "ImageEmbedding": "_embedding",
     "ImageEncoder": "_encoder",
+    "ImageMap": "bulk",
     "Llava": "llava",
     "LlavaError": "errors",
+    "MapItem": "bulk",
     "Model": "_model",
     "Plan": "planning",
     "Result": "stream",
     "Sampler": "_sampler",
     "SamplingParams": "params",
+    "Stats": "engine.stats",
     "Timings": "stream",
     "Token": "stream",
     "TokenStream": "stream",

@@ -1,6 +1,7 @@
-from libc.stdint cimport int8_t, int32_t
+from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
+from llava_native._batch cimport Batch
 from llava_native._buffer cimport FloatBuffer
 from llava_native._cancel cimport Watch
 from llava_native._model cimport Model
@@ -18,14 +19,11 @@ cdef class Context:
     cdef llama.llama_context *_ptr
     cdef Model _model             # must outlive _ptr, which points into it
     cdef Watch _watch              # of the running call; the library keeps its address
-    cdef llama.llama_batch _batch  # its arrays are the vectors below, except `embd`
-    cdef vector[int32_t] _tokens, _positions, _ones
-    cdef vector[int32_t *] _sequences
-    cdef vector[int8_t] _wants_logits
-    cdef int32_t _sequence        # the sequence of the batch: every entry of _sequences points here
+    cdef Batch _batch             # of the last evaluation
+    cdef vector[int32_t] _tokens  # of the running eval
     cdef vector[int32_t] _n_past
     cdef int _views               # Logits that look into this context's memory
-    cdef bint _has_logits         # the last row of the last eval still has its logits
+    cdef bint _has_logits         # the rows of the last evaluation still have their logits
     cdef bint _busy               # a thread is inside the library
     cdef int _pid                 # of the process that made it
     cdef dict _info
@@ -34,6 +32,9 @@ cdef class Context:
     cdef int c_enter(self) except -1
     cdef int c_check_sequence(self, long long seq) except -1
     cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1
-    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, object cancel) except -1
-    cdef int c_decode_slices(self, Py_ssize_t n, float *rows) except -1
-    cdef float *c_logits(self) except NULL
+    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, bint logits, object cancel) except -1
+    cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1
+    cdef int c_decode(self, int32_t *tokens, float *rows) except -1
+    cdef int c_add(self, object seq, list tokens, bint logits) except -1
+    cdef int c_forget_logits(self) except -1
+    cdef float *c_logits(self, object row=*) except NULL

@@ -6,38 +6,22 @@ from cpython.exc cimport PyErr_WarnEx
 from cpython.number cimport PyNumber_Index
 from posix.unistd cimport getpid
 
+from llava_native._batch cimport Batch
 from llava_native._cancel cimport CancelToken, watch_begin, watch_stop
 from llava_native._embedding cimport ImageEmbedding
 from llava_native._native cimport (
-    native_clear_memory,
-    native_context_info,
-    native_context_params,
-    native_copy_sequence,
-    native_decode,
-    native_free_context,
-    native_logits,
-    native_new_context,
-    native_remove_positions,
+    native_clear_memory, native_context_info, native_context_params, native_copy_sequence,
+    native_free_context, native_logits, native_new_context, native_remove_positions, native_set_threads,
 )
 from llava_native._native import devices
-from llava_native.capi cimport ggml
 from llava_native.errors import (
-    BusyError,
-    ClosedError,
-    ContextFullError,
-    EmbeddingMismatchError,
-    ForkError,
-    InUseError,
+    BusyError, ClosedError, ContextFullError, EmbeddingMismatchError, ForkError, InUseError,
     InvalidInputError,
 )
+from llava_native.limits import check_memory, check_range
 from llava_native.threads import default_n_threads
 
 cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
-_CACHE_TYPES = {"f32": ggml.GGML_TYPE_F32, "f16": ggml.GGML_TYPE_F16, "bf16": ggml.GGML_TYPE_BF16,
-                "q8_0": ggml.GGML_TYPE_Q8_0}
-
-_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 1}
-CELL_BYTES = 44  # position, shift, sequences and counters of a cell, src/llama-kv-cells.h
 
 
 cdef cbool _abort(void *watch) noexcept nogil:
@@ -110,33 +94,17 @@ cdef class Context:
         n_threads = default_n_threads() if n_threads is None else n_threads
         n_ctx = n_ctx or model.n_ctx_train
         n_batch = min(n_batch, n_ctx)
-        _check_range("n_ctx", n_ctx, 8, 2**31 - 1)
-        _check_range("n_batch", n_batch, 1, n_ctx)
-        _check_range("n_seq_max", n_seq_max, 1, min(MAX_SEQUENCES, n_batch))
-        _check_range("n_threads", n_threads, 1, 512)
-        _check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
+        check_range("n_ctx", n_ctx, 8, 2**31 - 1)
+        check_range("n_batch", n_batch, 1, n_ctx)
+        check_range("n_seq_max", n_seq_max, 1, min(MAX_SEQUENCES, n_batch))
+        check_range("n_threads", n_threads, 1, 512)
+        check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
         if flash_attn is None and not any(d["type"] in ("gpu", "igpu") for d in devices()):
             flash_attn = type_v == "q8_0"
-        params = native_context_params()
-        params.n_ctx = n_ctx
-        params.n_batch = n_batch
-        params.n_ubatch = min(n_ubatch, n_batch)
-        params.n_seq_max = n_seq_max
-        params.n_outputs_max = n_seq_max  # never more rows of logits than sequences: saves their memory
-        params.n_threads = params.n_threads_batch = n_threads
-        params.kv_unified = True          # one pool of cells: sequences can share a prefix
+        params = native_context_params(
+            n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, flash_attn, type_k, type_v)
+        check_memory(model, n_ctx, type_k, type_v, devices())
         params.offload_kqv = offload_kqv
-        params.no_perf = True
-        params.type_k = _cache_type("type_k", type_k)
-        params.type_v = _cache_type("type_v", type_v)
-        if flash_attn not in (None, False, True):
-            raise InvalidInputError(f"flash_attn must be True, False or None, not {flash_attn!r}")
-        _check_memory(model, n_ctx, type_k, type_v)
-        params.flash_attn_type = {
-            None: llama.LLAMA_FLASH_ATTN_TYPE_AUTO,
-            False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-            True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-        }[flash_attn]
         params.abort_callback = _abort
         params.abort_callback_data = &self._watch
         watch_begin(&self._watch, None, None)
@@ -148,24 +116,13 @@ cdef class Context:
             raise
         self._model = model
         self._has_logits = False
+        self._tokens.clear()
         self._pid = getpid()
         self._info = native_context_info(self._ptr)
         self._info["n_threads"] = n_threads
-        self._make_batch()
-
-    def _make_batch(self):
-        """Lay out the arrays of a batch of n_batch entries, once."""
-        cdef Py_ssize_t n = self._info["n_batch"]
-        self._n_past.assign(self._info["n_seq_max"], 0)
-        self._tokens.resize(n)
-        self._positions.resize(n)
-        self._ones.assign(n, 1)
-        self._sequences.assign(n, &self._sequence)
-        self._wants_logits.assign(n, 0)
-        self._batch.pos = self._positions.data()
-        self._batch.n_seq_id = self._ones.data()
-        self._batch.seq_id = self._sequences.data()
-        self._batch.logits = self._wants_logits.data()
+        self._n_past.assign(n_seq_max, 0)
+        self._batch = Batch.__new__(Batch)
+        self._batch.c_resize(self._info["n_batch"])
 
     def __dealloc__(self):
         if self._ptr != NULL and self._pid == getpid():
@@ -197,7 +154,10 @@ cdef class Context:
                 "use a larger n_ctx, or truncate_sequence")
         return 0
 
-    def eval(self, tokens, *, long long seq=0, CancelToken cancel=None):
+    def eval(
+        self, tokens, *, long long seq=0, Py_ssize_t start=0, stop=None, bint logits=True,
+        CancelToken cancel=None,
+    ):
         """Evaluate tokens or image rows at the end of a sequence.
 
         Parameters
@@ -205,6 +165,10 @@ cdef class Context:
         tokens : ImageEmbedding or iterable of int
             Image rows are read where they lie, without a copy.
         seq : int, default 0
+        start, stop : int, optional
+            Of image rows, evaluate ``rows[start:stop]`` only. A causal model gives the same in pieces.
+        logits : bool, default True
+            Whether those after the last of them are wanted.
         cancel : CancelToken, optional
             Stops the evaluation within about 100 ms.
 
@@ -244,7 +208,11 @@ cdef class Context:
                 raise EmbeddingMismatchError(
                     f"the image rows have {rows._shape[1]} floats, this model takes {self._model.n_embd}: "
                     "the mmproj belongs to another model")
-            return self.c_eval(<int32_t>seq, rows._shape[0], rows._data, cancel)
+            start, end, _ = slice(start, stop).indices(rows._shape[0])
+            return self.c_eval(
+                <int32_t>seq, max(end - start, 0), rows._data + start * rows._shape[1], logits, cancel)
+        if start != 0 or stop is not None:
+            raise InvalidInputError("start and stop choose image rows; slice the tokens instead")
         for token in tokens:
             self._model.c_check_token(PyNumber_Index(token))
             ids.push_back(<int32_t>token)
@@ -252,13 +220,82 @@ cdef class Context:
                 self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
         self.c_enter()  # again: the iterable may have run anything, in any thread
         self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
-        if self._tokens.size() < ids.size():
-            self._tokens.resize(ids.size())
-        for i in range(ids.size()):
-            self._tokens[i] = ids[i]
-        return self.c_eval(<int32_t>seq, <Py_ssize_t>ids.size(), NULL, cancel)
+        self._tokens.swap(ids)
+        return self.c_eval(<int32_t>seq, <Py_ssize_t>self._tokens.size(), NULL, logits, cancel)
 
-    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, object cancel) except -1:
+    def eval_batch(self, entries, *, CancelToken cancel=None):
+        """Evaluate tokens of several sequences in one call of the library.
+
+        Parameters
+        ----------
+        entries : iterable of (int, sequence of int, bool)
+            A sequence, each at most once; the tokens to add at its end; and whether the logits after the
+            last of them are wanted. Together at most ``n_batch`` tokens.
+        cancel : CancelToken, optional
+            Stops the evaluation within about 100 ms.
+
+        Returns
+        -------
+        list of int
+            For each entry that wanted logits, in order, the row for ``Sampler.sample(ctx, row=...)``.
+
+        Raises
+        ------
+        As ``eval``
+            After each of them every sequence holds what it held before.
+
+        Notes
+        -----
+        Native: llama_decode (llama.h). GIL: released.
+        """
+        cdef list kept = [(PyNumber_Index(seq), list(tokens), wants) for seq, tokens, wants in entries]
+        cdef bint done = False
+        self.c_enter()  # after the iterable, which may have run anything
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        self.c_forget_logits()
+        for seq, tokens, wants in kept:
+            self.c_add(seq, tokens, wants)
+        if not kept:
+            raise InvalidInputError("there is nothing to evaluate")
+        self._busy = True
+        watch_begin(&self._watch, cancel, None)
+        try:
+            self.c_decode(self._batch.tokens.data(), NULL)
+            done = True
+        finally:
+            self._busy = False
+            for seq, tokens, _ in kept:
+                if done:
+                    self._n_past[<int32_t>seq] += <int32_t>len(tokens)
+                else:
+                    native_remove_positions(self._ptr, seq, self._n_past[<int32_t>seq])
+        return list(self._batch.rows)
+
+    cdef int c_add(self, object seq, list tokens, bint logits) except -1:
+        """Lay tokens at the end of a sequence out in the batch."""
+        cdef int32_t n_past
+        self.c_check_sequence(seq)
+        n_past = self._n_past[<int32_t>seq]
+        if not tokens or self._batch.c_holds(seq):
+            raise InvalidInputError(f"sequence {seq} comes twice in the batch, or has no tokens in it")
+        self.c_check_room(seq, len(tokens))
+        if self._batch.n + <Py_ssize_t>len(tokens) > self._batch.capacity:
+            raise InvalidInputError(f"the batch has more tokens than n_batch={self._batch.capacity}")
+        for token in tokens:
+            self._model.c_check_token(PyNumber_Index(token))
+            self._batch.c_push(token, n_past, seq)
+            n_past += 1
+        if logits:
+            self._batch.c_want_logits(self._batch.n - 1)
+        return 0
+
+    cdef int c_forget_logits(self) except -1:
+        self._has_logits = False
+        self._batch.c_clear()
+        return 0
+
+    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, bint logits, object cancel) except -1:
         """Evaluate `rows`, or self._tokens where it is NULL; all of it or nothing."""
         cdef int32_t n_past = self._n_past[seq]
         cdef bint done = False
@@ -266,11 +303,10 @@ cdef class Context:
             raise InvalidInputError("there is nothing to evaluate")
         self.c_check_room(seq, n)
         self._busy = True
-        self._has_logits = False
-        self._sequence = seq
+        self.c_forget_logits()
         watch_begin(&self._watch, cancel, None)
         try:
-            self.c_decode_slices(n, rows)
+            self.c_decode_slices(seq, n, rows, logits)
             done = True
         finally:
             self._busy = False
@@ -278,47 +314,46 @@ cdef class Context:
                 # slices that went through before the failure stay in the memory: take them out
                 self._n_past[seq] = n_past
                 native_remove_positions(self._ptr, seq, n_past)
-        self._has_logits = True
         return self._n_past[seq]
 
-    cdef int c_decode_slices(self, Py_ssize_t n, float *rows) except -1:
-        cdef int32_t *n_past = &self._n_past[self._sequence]
-        cdef Py_ssize_t n_batch = <Py_ssize_t>self._positions.size()
+    cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1:
+        cdef int32_t *n_past = &self._n_past[seq]
         cdef Py_ssize_t n_embd = self._model.n_embd
         cdef Py_ssize_t start = 0
-        cdef Py_ssize_t count, i
+        cdef Py_ssize_t count
         while start < n:
-            count = min(n - start, n_batch)
-            for i in range(count):
-                self._positions[i] = n_past[0] + <int32_t>i
-            self._wants_logits[count - 1] = start + count == n
-            self._batch.n_tokens = <int32_t>count
-            self._batch.token = NULL
-            self._batch.embd = NULL
+            count = min(n - start, self._batch.capacity)
+            self._batch.c_span(seq, n_past[0], count)
+            if logits and start + count == n:
+                self._batch.c_want_logits(count - 1)
             if rows != NULL:
-                self._batch.embd = rows + start * n_embd
-                self.last_input_address = <size_t>self._batch.embd
+                self.c_decode(NULL, rows + start * n_embd)
             else:
-                self._batch.token = self._tokens.data() + start
-                self.last_input_address = <size_t>self._batch.token
-            try:
-                full = native_decode(self._ptr, &self._batch, &self._watch)
-            finally:
-                self._wants_logits[count - 1] = 0
-            if full:
-                raise ContextFullError(
-                    f"no free cells for {count} more tokens: the sequences together hold "
-                    f"{sum(self._n_past)} of {self._info['n_ctx']}; clear one, or use a larger n_ctx")
+                self.c_decode(self._tokens.data() + start, NULL)
             n_past[0] += <int32_t>count
             start += count
         return 0
 
-    cdef float *c_logits(self) except NULL:
-        """The row after the last evaluated token; borrowed until the next evaluation."""
+    cdef int c_decode(self, int32_t *tokens, float *rows) except -1:
+        """One llama_decode of the batch with these tokens or rows."""
+        self.last_input_address = <size_t>rows if rows != NULL else <size_t>tokens
+        if self._batch.c_decode(self._ptr, tokens, rows, &self._watch):
+            raise ContextFullError(
+                f"no free cells for {self._batch.n} more tokens: the sequences together hold "
+                f"{sum(self._n_past)} of {self._info['n_ctx']}; clear one, or use a larger n_ctx")
+        self._has_logits = not self._batch.rows.empty()
+        return 0
+
+    cdef float *c_logits(self, object row=None) except NULL:
+        """A row of logits, by default the last; borrowed until the next evaluation."""
         self.c_enter()
         if not self._has_logits:
             raise InvalidInputError("there are no logits: evaluate tokens first")
-        return native_logits(self._ptr, -1)
+        if row is None:
+            return native_logits(self._ptr, -1)
+        if self._batch.c_has_logits(row):
+            return native_logits(self._ptr, row)
+        raise InvalidInputError(f"row {row} of the last batch has no logits; see eval_batch")
 
     @property
     def logits(self):
@@ -352,7 +387,7 @@ cdef class Context:
             raise InvalidInputError(f"sequence {seq} holds {held} tokens; it cannot be cut to {n}")
         native_remove_positions(self._ptr, <int32_t>seq, <int32_t>n)
         self._n_past[seq] = <int32_t>n
-        self._has_logits = False
+        self.c_forget_logits()
 
     def copy_sequence(self, long long src, long long dst, n=None):
         """Make `dst` start with the first `n` tokens of `src` (default all). Cells are shared, not copied.
@@ -377,16 +412,18 @@ cdef class Context:
         self._n_past[dst] = <int32_t>n
 
     def clear(self):
-        """Forget all sequences.
-
-        Notes
-        -----
-        Native: llama_memory_clear (llama.h).
-        """
+        """Forget all sequences: llama_memory_clear (llama.h)."""
         self.c_enter()
         native_clear_memory(self._ptr)
         self._n_past.assign(self._n_past.size(), 0)
-        self._has_logits = False
+        self.c_forget_logits()
+
+    def set_n_threads(self, long long n_threads):
+        """Use this many CPU threads from the next evaluation on: llama_set_n_threads (llama.h)."""
+        self.c_enter()
+        check_range("n_threads", n_threads, 1, 512)
+        native_set_threads(self._ptr, <int32_t>n_threads)
+        self._info["n_threads"] = n_threads
 
     def close(self):
         """Free the memory. May be called again.
@@ -459,31 +496,3 @@ cdef class Context:
     def n_threads(self):
         """int : CPU threads."""
         return self._info["n_threads"]
-
-
-def _check_range(name, value, low, high):
-    if not low <= value <= high:
-        raise InvalidInputError(f"{name} must be {low} to {high}, not {value}")
-
-
-def _check_memory(model, n_ctx, type_k, type_v):
-    """Refuse a memory larger than the machine's: the library writes all of it, and the system kills then."""
-    metadata = model.metadata
-    prefix = metadata.get("general.architecture", "") + ".attention.head_count"
-    try:
-        heads = int(metadata[prefix])
-        kv_heads = int(metadata.get(prefix + "_kv", heads))
-        length = int(metadata.get(prefix.replace("head_count", "key_length"), model.n_embd // heads))
-    except (KeyError, ValueError, ZeroDivisionError):  # a number a layer: count the tables only
-        kv_heads = length = 0
-    needed = n_ctx * (CELL_BYTES + model.n_layer * kv_heads * length * (_BYTES[type_k] + _BYTES[type_v]))
-    total = sum(device["memory_total"] for device in devices())
-    if needed > total:
-        raise InvalidInputError(
-            f"n_ctx={n_ctx} takes {needed / 2**30:.1f} GiB, and this machine has {total / 2**30:.1f} in all")
-
-
-def _cache_type(name, value):
-    if value not in _CACHE_TYPES:
-        raise InvalidInputError(f"{name} must be one of {', '.join(_CACHE_TYPES)}, not {value!r}")
-    return _CACHE_TYPES[value]

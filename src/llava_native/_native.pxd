@@ -38,6 +38,7 @@ cdef float *native_logits(llama.llama_context *ctx, int32_t row) except NULL
 cdef int native_clear_memory(llama.llama_context *ctx) except -1
 cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1
+cdef int native_set_threads(llama.llama_context *ctx, int32_t n_threads) except -1
 
 # encoder
 cdef mtmd.mtmd_context *native_load_encoder(
@@ -62,5 +63,7 @@ cdef void native_top(const float *logits, Py_ssize_t n, Py_ssize_t top, int32_t 
 
 # default parameters, for the other modules to fill in
 cdef llama.llama_model_params native_model_params() noexcept
-cdef llama.llama_context_params native_context_params() noexcept
+cdef llama.llama_context_params native_context_params(
+    uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_seq_max, int32_t n_threads,
+    object flash_attn, str type_k, str type_v) except *
 cdef mtmd.mtmd_context_params native_encoder_params() noexcept

@@ -17,4 +17,4 @@ cdef class Sampler:
     cdef object __weakref__
     cdef int c_enter(self) except -1
     cdef int c_free(self) except -1
-    cdef float *c_logits(self, Context ctx) except NULL
+    cdef float *c_logits(self, Context ctx, object row) except NULL

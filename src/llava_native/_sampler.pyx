@@ -93,18 +93,20 @@ cdef class Sampler:
             raise BusyError("another thread is inside this Sampler; it serves one at a time")
         return 0
 
-    cdef float *c_logits(self, Context ctx) except NULL:
+    cdef float *c_logits(self, Context ctx, object row) except NULL:
         if ctx._model is not self._model:
             raise InvalidInputError("the sampler and the context belong to different models")
-        return ctx.c_logits()
+        return ctx.c_logits(row)
 
-    def sample(self, Context ctx not None):
+    def sample(self, Context ctx not None, row=None):
         """Choose the token after the last one that `ctx` evaluated, and remember it.
 
         Parameters
         ----------
         ctx : Context
             Of the same model.
+        row : int, optional
+            One of those that ``Context.eval_batch`` returned; default the last row that was evaluated.
 
         Returns
         -------
@@ -132,7 +134,7 @@ cdef class Sampler:
                 raise InvalidInputError(f"a mask of {len(bits)} bytes has no bit for every token")
             mask = bits
             self.c_enter()  # again: the matcher may have run anything
-        logits = self.c_logits(ctx)
+        logits = self.c_logits(ctx, row)
         self._busy = ctx._busy = True
         try:
             token = native_sample(self._chain, self._grammar, logits, mask, &self._candidates)
@@ -159,7 +161,7 @@ cdef class Sampler:
         if self._matcher is not None:
             self._matcher.accept(token)
 
-    def logprobs(self, Context ctx not None, long long token, int top=0):
+    def logprobs(self, Context ctx not None, long long token, int top=0, row=None):
         """Return how likely the model found a token, and the likeliest ones, before any sampler.
 
         Parameters
@@ -169,6 +171,8 @@ cdef class Sampler:
         token : int
         top : int, default 0
             How many of the likeliest tokens to name, 0 to 100.
+        row : int, optional
+            As ``sample`` takes it.
 
         Returns
         -------
@@ -189,7 +193,7 @@ cdef class Sampler:
         self._model.c_check_token(token)
         if not 0 <= top <= min(100, n):
             raise InvalidInputError(f"top must be 0 to 100, not {top}")
-        logits = self.c_logits(ctx)
+        logits = self.c_logits(ctx, row)
         total = native_log_sum_exp(logits, n)
         if top:  # with nothing asked for, there is no smallest one to compare with
             native_top(logits, n, top, ids)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from llava_native._cancel import CancelToken
 from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
 from llava_native._sampler import Sampler
+from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list
-from llava_native.errors import BusyError, ClosedError, EmbeddingMismatchError, InvalidInputError
+from llava_native.engine import RUN_AHEAD, Stats
+from llava_native.errors import ClosedError, InvalidInputError
+from llava_native.loading import Parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
 from llava_native.planning import Overflow, Plan, Planner
 from llava_native.prompt import Part, Prompt, check_length, pieces
-from llava_native.stream import Result, TokenStream
-from llava_native.templates import choose_template
+from llava_native.stream import Result, TokenStream, check_limits
 
 if TYPE_CHECKING:
     from llava_native.constraint import Constraint, Matcher, Vocabulary
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Llava"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
-_Owned = TypeVar("_Owned", Model, ImageEncoder, Context)
 
 
 class Llava:
@@ -58,8 +57,19 @@ class Llava:
         only.
     dtype, device
         As ``ImageEncoder`` takes them.
-    n_batch, n_ubatch, n_seq_max, flash_attn, type_k, type_v
+    n_batch, n_ubatch, flash_attn, type_k, type_v
         As ``Context`` takes them.
+    n_seq_max : int, default 4
+        Answers that are generated together.
+    prefix_cache : int, optional
+        Tokens of finished requests to hold in the context, until somebody needs the room; default half of
+        `n_ctx`, 0 none. Each of them makes generation a little slower.
+    embedding_cache : int, default 256 MiB
+        Bytes of image rows to hold in memory; an image of llava-phi-3-mini takes 7 MB.
+    cache_dir : str or os.PathLike, optional
+        A folder for image rows, which processes may share. It only grows.
+    max_waiting : int, default 1024
+        Requests that may wait; one more raises ``BusyError``.
     kv_overrides : mapping, optional
         As ``Model`` takes it.
     progress : callable of one float, optional
@@ -76,7 +86,9 @@ class Llava:
 
     Notes
     -----
-    Threads: one answer at a time; starting a second one raises ``BusyError``.
+    Threads: any number at once. Up to `n_seq_max` answers are generated together, others wait their turn. A
+    thread of its own, which starts with the first answer, does the work. What requests have in common from
+    their start is evaluated once, and an image encoded once, as long as the caches hold them.
 
     Examples
     --------
@@ -93,6 +105,10 @@ class Llava:
         n_batch: int = 2048,
         n_ubatch: int = 640,
         n_seq_max: int = 4,
+        prefix_cache: int | None = None,
+        embedding_cache: int = 256 << 20,
+        cache_dir: PathLike | None = None,
+        max_waiting: int = 1024,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
@@ -106,55 +122,35 @@ class Llava:
         progress: Callable[[float], Any] | None = None,
         cancel: CancelToken | None = None,
     ) -> None:
-        self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
-        self._busy = threading.Lock()
-        self._closed = False
-        self._encoder: ImageEncoder | None = None
         self._vocabulary: Vocabulary | None = None  # made for the first constraint
-        try:
-            if not isinstance(model, Model):
-                model = self._own(
-                    Model(
-                        model,
-                        n_gpu_layers=n_gpu_layers,
-                        kv_overrides=kv_overrides,
-                        progress=progress,
-                        cancel=cancel,
-                    )
-                )
-            self._model = model
-            template = choose_template(model, chat_template)
-            if mmproj is not None and not isinstance(mmproj, ImageEncoder):
-                mmproj = self._own(
-                    ImageEncoder(
-                        mmproj,
-                        n_threads=n_threads,
-                        dtype=dtype,
-                        device=device,
-                        use_gpu=n_gpu_layers != 0,
-                        progress=progress,
-                        cancel=cancel,
-                    )
-                )
-            self._encoder = mmproj
-            self._check_pair()
-            self._context = self._own(
-                Context(
-                    model,
-                    n_ctx=n_ctx,
-                    n_batch=n_batch,
-                    n_ubatch=n_ubatch,
-                    n_seq_max=n_seq_max,
-                    n_threads=n_threads,
-                    flash_attn=flash_attn,
-                    type_k=type_k,
-                    type_v=type_v,
-                )
-            )
-            self._planner = Planner(model, self._encoder, template, self._context.n_ctx_seq, allow_urls)
-        except BaseException:
-            self.close()
-            raise
+        self._parts = Parts(
+            model,
+            mmproj,
+            chat_template,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max,
+            prefix_cache=prefix_cache,
+            embedding_cache=embedding_cache,
+            cache_dir=cache_dir,
+            max_waiting=max_waiting,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=n_threads,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            dtype=dtype,
+            device=device,
+            kv_overrides=kv_overrides,
+            progress=progress,
+            cancel=cancel,
+        )
+        self._model, self._encoder = self._parts.model, self._parts.encoder
+        self._context, self._engine = self._parts.context, self._parts.engine
+        self._planner = Planner(
+            self._model, self._encoder, self._parts.template, self._context.n_ctx_seq, allow_urls
+        )
 
     @classmethod
     def demo(cls, **options: Any) -> Self:
@@ -170,17 +166,6 @@ class Llava:
         model, mmproj = demo_files()
         return cls(model, mmproj, **{"n_ctx": 2048, **options})
 
-    def _own(self, made: _Owned) -> _Owned:
-        self._owned.append(made)
-        return made
-
-    def _check_pair(self) -> None:
-        if self._encoder is not None and self._encoder.n_embd != self._model.n_embd:
-            raise EmbeddingMismatchError(
-                f"the rows of {self._encoder.path} have {self._encoder.n_embd} floats, and "
-                f"{self._model.path} takes {self._model.n_embd}: the mmproj belongs to another model"
-            )
-
     @property
     def model(self) -> Model:
         """The language model."""
@@ -193,7 +178,7 @@ class Llava:
 
     @property
     def context(self) -> Context:
-        """The context; streams clear it."""
+        """The context, to look at; the engine uses it."""
         return self._context
 
     @property
@@ -316,8 +301,6 @@ class Llava:
         ------
         PromptTooLongError
             The prompt does not fit into the context. Nothing was done.
-        BusyError
-            Another stream of this object is open.
         InvalidInputError
             An option or a message is not as it should be, or there is an image and no encoder.
         TemplateError
@@ -326,6 +309,59 @@ class Llava:
         self._check_open()
         prompt = self._planner.prompt(self._messages(messages), overflow, tools)
         return self._open_stream(prompt, **options)
+
+    def ask(
+        self, image: ImageLike | Sequence[ImageLike], questions: Iterable[str], **options: Any
+    ) -> list[str]:
+        """Answer several questions about an image together; return the answers in their order.
+
+        The image is encoded and evaluated once. `image` and `options` are what ``stream`` takes.
+        """
+
+        def open_stream(question: str) -> TokenStream:
+            return self.stream(question, image=image, run_ahead=None, **options)
+
+        return [answer.text for answer in answers(open_stream, questions)]
+
+    def map(
+        self,
+        images: Iterable[ImageLike],
+        prompt: str = "Describe this image.",
+        *,
+        ordered: bool = True,
+        window: int | None = None,
+        **options: Any,
+    ) -> ImageMap:
+        """Answer one question about many images; decoding, encoding and generation overlap.
+
+        Parameters
+        ----------
+        images : iterable of image-like
+            Any number: a few are taken ahead of the answers, and none is kept. A list in it is several
+            images of one prompt.
+        prompt, **options
+            As ``stream`` takes them.
+        ordered : bool, default True
+            Whether answers come in the order of the images, and not as they are done.
+        window : int, optional
+            Images on their way at once; default twice `n_seq_max` and four more.
+
+        Returns
+        -------
+        ImageMap
+            Of ``MapItem``. A bad image yields its error, and the others go on. ``close()`` ends it early.
+        """
+        self._check_open()
+
+        def open_stream(image: ImageLike) -> TokenStream:
+            return self.stream(prompt, image=image, run_ahead=None, keep_images=False, **options)
+
+        window = 2 * self._engine.n_running + 4 if window is None else window
+        return ImageMap(open_stream, images, window=window, ordered=ordered)
+
+    def stats(self) -> Stats:
+        """Return what was done since this object was made, and what is going on: counters of its engine."""
+        return self._engine.stats()
 
     def create_chat_completion(self, messages: Sequence[MessageDict], **options: Any) -> Any:
         """Answer in OpenAI's shapes; see ``llava_native.completion.create_chat_completion``."""
@@ -399,33 +435,26 @@ class Llava:
         cancel: CancelToken | None = None,
         logprobs: int | None = None,
         constraint: Constraint | None = None,
+        run_ahead: int | None = RUN_AHEAD,
+        keep_images: bool = True,
         **sampling: Any,
     ) -> TokenStream:
         if cancel is not None and timeout is not None:
             raise InvalidInputError(
                 "give timeout or cancel, not both: a CancelToken has a timeout of its own"
             )
-        if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
-            raise InvalidInputError(
-                f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}"
-            )
-        stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
-        if not all(isinstance(text, str) for text in stops):
-            raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
-        cancel = cancel or CancelToken(timeout)
-        sampler = Sampler(self._model, SamplingParams(**sampling), matcher=self._matcher(constraint))
-        if not self._busy.acquire(blocking=False):
-            sampler.close()
-            raise BusyError("another stream of this Llava is open; finish, close or drop it first")
+        stops = check_limits(max_tokens, stop)
         return TokenStream(
-            self._context,
+            self._engine,
             prompt,
-            sampler,
+            Sampler(self._model, SamplingParams(**sampling), matcher=self._matcher(constraint)),
             max_tokens=max_tokens,
             stops=[*stops, *self._planner.template.stops],
             cancel=cancel,
-            release=self._busy.release,
+            timeout=timeout,
             logprobs=logprobs,
+            run_ahead=run_ahead,
+            keep_images=keep_images,
         )
 
     def _matcher(self, constraint: Constraint | None) -> Matcher | None:
@@ -438,7 +467,7 @@ class Llava:
         return Matcher(constraint, self._vocabulary)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._engine.closed:
             raise ClosedError("this Llava was closed")
 
     def close(self) -> None:
@@ -449,17 +478,12 @@ class Llava:
         BusyError
             A stream is open.
         """
-        if not self._closed and self._busy.locked():
-            raise BusyError("a stream of this Llava is open; finish, close or drop it first")
-        self._closed = True
-        while self._owned:  # the last first: a context needs its model
-            self._owned[-1].close()
-            self._owned.pop()
+        self._parts.close()
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._closed
+        return self._engine.closed
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -471,4 +495,4 @@ class Llava:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Llava({'closed' if self._closed else self._model!r})"
+        return f"Llava({'closed' if self._engine.closed else self._model!r})"

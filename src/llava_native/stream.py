@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from numbers import Integral
+from queue import Empty
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
-from llava_native.errors import BusyError, CancelledError, TimeoutExpiredError
-from llava_native.prompt import PendingImage, check_length
+from llava_native.engine import Choice, Event, Request
+from llava_native.errors import BusyError, CancelledError, InvalidInputError, TimeoutExpiredError
 from llava_native.text import StopSplitter, Utf8Decoder
 
 if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
-    from llava_native._context import Context
-    from llava_native._embedding import ImageEmbedding
+    from llava_native._model import Model
     from llava_native._sampler import Sampler
+    from llava_native.engine import Engine
     from llava_native.prompt import Prompt
 
 __all__ = ["FinishReason", "Result", "Timings", "Token", "TokenStream", "Usage"]
 
 FinishReason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
+_POLL_S = 0.05  # how often a caller that waits looks at its time limit or its CancelToken
 
 
 class Token(NamedTuple):
@@ -64,7 +69,7 @@ class Timings(NamedTuple):
     prepare_s: float
     """Decoding images and bringing them to the encoder's size."""
     encode_s: float
-    """The vision tower and projector."""
+    """The vision tower and projector, or waiting until another request's were done."""
     prefill_s: float
     """Evaluating the prompt, image rows included."""
     first_token_s: float
@@ -73,6 +78,16 @@ class Timings(NamedTuple):
     """Generating, after the prompt."""
     tokens_per_second: float
     """Generated tokens a second of `decode_s`."""
+    queue_s: float
+    """Waiting for others, when all images were there."""
+    prefill_text_s: float
+    """Of `prefill_s`, the text."""
+    prefill_image_s: float
+    """Of `prefill_s`, the image rows."""
+    cached_tokens: int
+    """Tokens of the prompt that the prefix cache had."""
+    cached_images: int
+    """Images whose rows were in the embedding cache, or being made for another request."""
 
 
 class Result(NamedTuple):
@@ -84,11 +99,62 @@ class Result(NamedTuple):
     timings: Timings
 
 
-class TokenStream:
-    """The tokens of one answer: an iterator, and a context manager. Made by ``Llava.stream``.
+def check_limits(max_tokens: int | None, stop: str | Sequence[str]) -> list[str]:
+    """Return the stop strings as a list.
 
-    Work begins with the first ``next()``. Dropping, closing or finishing the stream frees the context
-    for the next one.
+    Raises
+    ------
+    InvalidInputError
+        They are none, or `max_tokens` is no number of tokens.
+    """
+    if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
+        raise InvalidInputError(f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}")
+    stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    if not all(isinstance(text, str) for text in stops):
+        raise InvalidInputError(f"stop must be a str or several, not {stop!r}")
+    return stops
+
+
+class Writer:
+    """Turns the tokens of an answer into text, and tells when it is over. Called by the engine's thread."""
+
+    def __init__(self, model: Model, stops: Sequence[str]) -> None:
+        self._model = model
+        self._decoder = Utf8Decoder()
+        self._splitter = StopSplitter(stops)
+        self._n_tokens = 0
+
+    def __call__(self, chosen: Choice, last: bool) -> Event:
+        """Return what the caller sees of a token; `last` where there is no room for another one."""
+        if self._model.is_eog(chosen.token):
+            return self._end(chosen, "", "eog")
+        self._n_tokens += 1
+        text = self._splitter.feed(self._decoder.feed(self._model.token_bytes(chosen.token)))
+        if self._splitter.stopped:
+            return Event(_token(chosen, text), "stop", self._n_tokens)
+        if not last:
+            return Event(_token(chosen, text), None, self._n_tokens)
+        end = self._end(chosen, text, "length")
+        return end if end.item is not None else end._replace(item=_token(chosen, text))
+
+    def _end(self, chosen: Choice, text: str, reason: FinishReason) -> Event:
+        """End the answer; show text that was held back, if there is any."""
+        text += self._splitter.feed(self._decoder.finish())
+        if self._splitter.stopped:
+            reason = "stop"
+        text += self._splitter.finish()
+        return Event(_token(chosen, text) if text else None, reason, self._n_tokens)
+
+
+def _token(chosen: Choice, text: str) -> Token:
+    return Token(chosen.token, text, chosen.logprob, chosen.top_logprobs)
+
+
+class TokenStream:
+    """The tokens of one answer: an iterator, also an asynchronous one. Made by ``Llava.stream``.
+
+    Work begins with the first ``next()``, or with ``start()``. From then on the engine goes on by itself, up
+    to 64 tokens ahead of its caller. Dropping, closing or finishing the stream frees its sequence at once.
 
     Attributes
     ----------
@@ -100,39 +166,45 @@ class TokenStream:
 
     Notes
     -----
-    Threads: one iterates; any may ``cancel()``.
+    Threads: one iterates, or one task; any may ``cancel()`` or ``close()``.
     """
 
     def __init__(
         self,
-        context: Context,
+        engine: Engine,
         prompt: Prompt,
         sampler: Sampler,
         *,
         max_tokens: int | None,
         stops: Sequence[str],
-        cancel: CancelToken,
-        release: Callable[[], None],
-        logprobs: int | None = None,
+        cancel: CancelToken | None = None,
+        timeout: float | None = None,
+        **options: Any,
     ) -> None:
-        self._release = release
-        self._context = context
+        self._engine = engine
+        self._sampler = sampler
         self._prompt = prompt
-        self._max_tokens = max_tokens
-        self._logprobs = logprobs
-        self._cancel = cancel
-        self._decoder = Utf8Decoder()
-        self._splitter = StopSplitter(stops)
-        self._sampler: Sampler | None = sampler
+        writer = Writer(engine.model, stops)
+        try:
+            self._request = Request(
+                prompt.pieces,
+                sampler,
+                writer,
+                max_tokens=max_tokens,
+                cancel=cancel,
+                timeout=timeout,
+                **options,
+            )
+        except BaseException:
+            sampler.close()
+            raise
+        self._submitted = False
         self._inside = threading.Lock()
-        self._started = 0.0
-        self._pending: int | None = None  # sampled, but not evaluated yet
-        self._prepare_s = self._encode_s = self._prefill_s = self._first_token_s = self._decode_s = 0.0
-        self._prompt_tokens = prompt.n_tokens
-        self._image_tokens = 0
         self._n_tokens = 0
         self._shown: list[str] = []
         self.finish_reason: FinishReason | None = None
+        self._open = True
+        engine.streams.add(id(self))
 
     def __iter__(self) -> Self:
         return self
@@ -140,124 +212,132 @@ class TokenStream:
     def __next__(self) -> Token:
         self._enter()
         try:
-            return self._next()
+            while self._open:
+                if (token := self._take(self._wait())) is not None:
+                    return token
+        except BaseException as exc:
+            self._failed(exc)
         finally:
             self._inside.release()
+        raise StopIteration
 
-    def _enter(self) -> None:
-        if not self._inside.acquire(blocking=False):
-            raise BusyError("another thread is inside this stream; only cancel() may be called meanwhile")
+    def __aiter__(self) -> Self:
+        return self
 
-    def _next(self) -> Token:
-        if self._sampler is None:
-            raise StopIteration
+    async def __anext__(self) -> Token:
+        self._enter()
         try:
-            token = self._step(self._sampler)
-        except TimeoutExpiredError:
-            self._end("cancelled")
-            raise
-        except CancelledError:
-            self._end("cancelled")
-            raise StopIteration from None
-        except BaseException:
-            self._free()
-            raise
-        if token is None:
-            raise StopIteration
-        self._shown.append(token.text)
-        return token
+            while self._open:
+                if (token := self._take(await self._wait_async())) is not None:
+                    return token
+        except BaseException as exc:
+            self._failed(exc)
+        finally:
+            self._inside.release()
+        raise StopAsyncIteration
 
-    def _step(self, sampler: Sampler) -> Token | None:
-        """Evaluate what is due, choose a token, and return it; None when the answer is over."""
-        if not self._started:
-            self._prefill()
-        began = time.perf_counter()
-        if self._pending is not None:
-            self._context.eval((self._pending,), cancel=self._cancel)
-        else:
-            self._cancel.raise_if_cancelled()
-        token = sampler.sample(self._context)
-        now = time.perf_counter()
-        self._decode_s += now - began
-        if self._n_tokens == 0:
-            self._first_token_s = now - self._started
-        model = self._context.model
-        chosen = Token(token, "")
-        if self._logprobs is not None:
-            chosen = Token(token, "", *sampler.logprobs(self._context, token, self._logprobs))
-        if model.is_eog(token):
-            return self._last(chosen, "", "eog")
-        self._n_tokens += 1
-        self._pending = token
-        text = self._splitter.feed(self._decoder.feed(model.token_bytes(token)))
-        if self._splitter.stopped:
-            self._end("stop")
-            return chosen._replace(text=text)
-        if self._n_tokens == self._max_tokens or self._context.n_past() == self._context.n_ctx_seq:
-            return self._last(chosen, text, "length") or chosen
-        return chosen._replace(text=text)
-
-    def _prefill(self) -> None:
-        self._started = time.perf_counter()
-        self._context.clear()
-        rows = [self._encode(p) if isinstance(p, PendingImage) else p for p in self._prompt.pieces]
-        self._prompt_tokens = sum(len(piece) for piece in rows)
-        self._image_tokens = sum(len(piece) for piece in rows if not isinstance(piece, list))
-        check_length(self._prompt_tokens, self._context.n_ctx_seq)
-        began = time.perf_counter()
-        for piece in rows:
-            self._context.eval(piece, cancel=self._cancel)
-        self._prefill_s = time.perf_counter() - began
-
-    def _encode(self, pending: PendingImage) -> ImageEmbedding:
-        began = time.perf_counter()
-        pixels = pending.encoder.prepare(pending.image)
-        prepared = time.perf_counter()
-        rows = pending.encoder.encode_pixels(pixels, cancel=self._cancel)
-        self._prepare_s += prepared - began
-        self._encode_s += time.perf_counter() - prepared
-        return rows
-
-    def _last(self, token: Token, text: str, reason: FinishReason) -> Token | None:
-        """End the answer; return a token for text that was held back, if there is any."""
-        text += self._splitter.feed(self._decoder.finish())
-        if self._splitter.stopped:
-            reason = "stop"
-        text += self._splitter.finish()
-        self._end(reason)
-        return token._replace(text=text) if text else None
-
-    def _end(self, reason: FinishReason) -> None:
-        self.finish_reason = reason
-        self._free()
-
-    def cancel(self) -> None:
-        """Stop from any thread; the iteration ends, and ``finish_reason`` is "cancelled"."""
-        self._cancel.cancel()
-
-    def close(self) -> None:
-        """Stop and free the context for the next stream. May be called again.
+    def start(self) -> None:
+        """Begin the work now, and not with the first token that is asked for.
 
         Raises
         ------
         BusyError
-            Another thread is inside ``next()``; ``cancel()`` makes it leave.
+            Too many requests wait already.
         """
-        self._enter()
+        if self._open and not self._submitted:
+            self._engine.submit(self._request)
+            self._submitted = True
+
+    def on_end(self, call: Callable[[], Any]) -> None:
+        """Have `call` called, on the engine's thread, when the answer is whole or has failed."""
+        self._request.on_end = call
+
+    def _enter(self) -> None:
+        if not self._inside.acquire(blocking=False):
+            raise BusyError(
+                "another thread or task is inside this stream; only cancel() and close() may be called"
+            )
+
+    def _wait(self) -> Event:
+        """Return what the engine says next. Without a time limit, nothing but an event ends the wait."""
+        request = self._request
+        request.raise_if_cancelled()
+        self.start()
+        if request.events.empty():
+            self._engine.check()
+        if not request.has_deadline:
+            return request.events.get()
+        while True:
+            try:
+                return request.events.get(timeout=_POLL_S)
+            except Empty:
+                request.raise_if_cancelled()
+
+    async def _wait_async(self) -> Event:
+        request = self._request
+        request.raise_if_cancelled()
+        self.start()
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(Empty):
+                return request.events.get_nowait()
+            self._engine.check()
+            future = loop.create_future()
+            request.wake = partial(_wake, loop, future)
+            if request.events.empty():  # else it came before `wake` was there
+                await asyncio.wait((future,), timeout=_POLL_S if request.has_deadline else None)
+            request.raise_if_cancelled()
+
+    def _take(self, event: Event) -> Token | None:
+        if event.error is not None:
+            raise event.error
+        if event.reason == "cancelled":
+            self._request.raise_if_cancelled()
+            raise CancelledError("cancelled")
+        self._n_tokens = event.n_tokens
+        token: Token | None = event.item
+        if token is not None:
+            self._shown.append(token.text)
+        if event.reason is not None:
+            self.finish_reason = event.reason
+            self._free()
+        elif self._request.paused and self._request.has_room:
+            self._engine.wake()
+        return token
+
+    def _failed(self, error: BaseException) -> None:
+        """Free everything, and raise, unless it is the end that ``cancel()`` asked for."""
+        self._free()
+        if not isinstance(error, CancelledError) or isinstance(error, TimeoutExpiredError):
+            raise error
+
+    def cancel(self) -> None:
+        """Stop from any thread; the iteration ends, and ``finish_reason`` is "cancelled"."""
+        self._request.stop.cancel()
+        self._request.deliver(Event(reason="cancelled"))
+        self._engine.wake()
+
+    def close(self) -> None:
+        """Stop, and free the sequence. May be called again, and from any thread."""
+        if not self._inside.acquire(blocking=False):
+            self.cancel()  # who is inside leaves, and frees
+            return
         try:
             self._free()
         finally:
             self._inside.release()
 
     def _free(self) -> None:
-        sampler, self._sampler = self._sampler, None
-        if sampler is not None:
-            if self.finish_reason is None:
-                self.finish_reason = "cancelled"
-            try:
-                sampler.close()
-            finally:
-                self._release()
+        if not self._open:
+            return
+        self._open = False
+        self._engine.streams.discard(id(self))
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+        if self._submitted:
+            self._engine.drop(self._request)
+        else:
+            self._sampler.close()
 
     def __enter__(self) -> Self:
         return self
@@ -267,8 +347,17 @@ class TokenStream:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self._free()
 
     @property
     def text(self) -> str:
@@ -278,18 +367,50 @@ class TokenStream:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._prompt_tokens, self._image_tokens, self._n_tokens)
+        request = self._request
+        image_tokens = sum(image.n_tokens or 0 for image in request.images)
+        return Usage(request.n_prompt or self._prompt.n_tokens, image_tokens, self._n_tokens)
 
     @property
     def timings(self) -> Timings:
         """Seconds so far."""
-        rate = self._n_tokens / self._decode_s if self._decode_s else 0.0
+        r = self._request
         return Timings(
-            self._prepare_s, self._encode_s, self._prefill_s, self._first_token_s, self._decode_s, rate
+            prepare_s=sum(image.prepare_s for image in r.images),
+            encode_s=sum(image.encode_s for image in r.images),
+            prefill_s=r.prefill_text_s + r.prefill_image_s,
+            first_token_s=r.first_token_s,
+            decode_s=r.decode_s,
+            tokens_per_second=self._n_tokens / r.decode_s if r.decode_s else 0.0,
+            queue_s=r.queue_s,
+            prefill_text_s=r.prefill_text_s,
+            prefill_image_s=r.prefill_image_s,
+            cached_tokens=r.n_cached or 0,
+            cached_images=sum(image.from_cache for image in r.images),
         )
 
     def result(self) -> Result:
         """Return the whole answer, generating what is missing of it."""
         for _ in self:
             pass
+        return self._result()
+
+    async def aresult(self) -> Result:
+        """Return the whole answer, without blocking the event loop."""
+        async for _ in self:
+            pass
+        return self._result()
+
+    def _result(self) -> Result:
         return Result(self.text, self.finish_reason or "cancelled", self.usage, self.timings)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """Resolve a future from another thread."""
+    with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits any more
+        loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler")
+MODULES = (
+    "_batch", "_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler",
+)  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="ELF symbols"),

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler")
+MODULES = (
+    "_batch", "_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler",
+)  # fmt: skip
 SOURCES = (".pyx", ".pxi", ".c", ".cpp", ".cxx", ".hpp", ".h")
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from llava_native import ImageEmbedding, Llava, Model
 from llava_native.errors import (
-    BusyError,
     GrammarError,
     InvalidInputError,
     PromptTooLongError,
@@ -139,7 +138,6 @@ _option(TypeError, image=[[None]])
 _case("Llava: image without an encoder", lambda s: Llava(s.model, n_ctx=64).__class__ and s.keep(
     Llava(s.model, n_ctx=300)).generate("x", image="x.png"), InvalidInputError, "mmproj")  # fmt: skip
 _case("Llava: chat_template", lambda s: Llava(s.model, chat_template="x"), InvalidInputError, "vicuna")
-_case("Llava: two streams", lambda s: (x := s.llava.stream("x"), s.llava.stream("x"), x), BusyError)
 
 
 # -- sampling

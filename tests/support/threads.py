@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -76,3 +78,20 @@ class Background:
         """Wait until the running `call` has ended."""
         self._stop = True
         self._thread.join()
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until `true` returns True."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.002)
+
+
+def settled(llava: Any) -> None:
+    """Wait until nothing runs or waits in a Llava, and no sampler is left."""
+    from llava_native._native import live_counts
+
+    gc.collect()
+    until(lambda: llava.stats().running + llava.stats().waiting == 0)
+    until(lambda: live_counts()["sampler"] == 0)

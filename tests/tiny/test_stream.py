@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from support import damage
+from support.threads import settled
 
 from llava_native import CancelToken, Llava
+from llava_native._native import live_counts
 from llava_native.errors import (
     BusyError,
     CancelledError,
@@ -126,43 +128,47 @@ def test_bytes_that_are_no_text(llava):
     assert result.text == "\ufffd" * 4
 
 
-# -- one at a time
+# -- several at once
 
 
-def test_a_second_stream_is_refused_and_the_first_goes_on(llava):
-    whole = llava.generate("Hello", **GREEDY).text
-    with llava.stream("Hello", **GREEDY) as stream:
-        next(stream)
-        with pytest.raises(BusyError):
-            llava.stream("Hello", **GREEDY)
-        with pytest.raises(BusyError):
-            llava.generate("Hello", **GREEDY)
-        assert stream.result().text == whole
-    assert llava.generate("Hello", **GREEDY).text == whole
+def test_streams_side_by_side(llava):
+    """More of them than may run, all begun, none read to its end before the next."""
+    texts = [f"Hello {n}" for n in range(7)]
+    whole = [llava.generate(text, **GREEDY).text for text in texts]
+    streams = [llava.stream(text, **GREEDY) for text in texts]
+    for _ in range(3):
+        for stream in streams:
+            next(stream)
+    assert [stream.result().text for stream in streams] == whole
 
 
 def test_a_stream_that_never_began_frees_when_dropped(llava):
+    before = live_counts()["sampler"]
     stream = llava.stream("Hello", **GREEDY)
-    with pytest.raises(BusyError):
-        llava.stream("Hello", **GREEDY)
+    with pytest.raises(BusyError, match="stream"):
+        llava.close()
+    assert live_counts()["sampler"] == before + 1
     del stream
+    assert live_counts()["sampler"] == before
+    assert llava.stats().requests == 0
+
+
+def test_streams_dropped_in_the_middle_free(llava):
+    for _ in range(9):
+        next(llava.stream("Hello", temperature=0, max_tokens=None, logit_bias={EOS: -1e9}))
     assert llava.generate("Hello", **GREEDY).text
+    settled(llava)
+    stats = llava.stats()
+    assert (stats.requests, stats.finished, stats.waiting) == (10, 1, 0)
 
 
-def test_a_stream_dropped_in_the_middle_frees(llava):
-    for _ in range(3):
-        next(llava.stream("Hello", **GREEDY))
-
-
-def test_a_finished_stream_stays_finished_and_does_not_free_anothers(llava):
+def test_a_finished_stream_stays_finished(llava):
     first = llava.stream("Hello", **GREEDY)
     list(first)
     assert list(first) == []
-    with llava.stream("Hello", **GREEDY):
-        first.close()
-        del first
-        with pytest.raises(BusyError):
-            llava.stream("Hello", **GREEDY)
+    first.close()
+    first.cancel()
+    assert first.finish_reason == "length"
 
 
 def test_a_closed_stream_is_over(llava):

@@ -13,12 +13,15 @@ from llava_native import (
     Context,
     ImageEmbedding,
     ImageEncoder,
+    ImageMap,
     Llava,
+    MapItem,
     Model,
     Plan,
     Result,
     Sampler,
     SamplingParams,
+    Stats,
     Token,
     TokenStream,
     build_info,
@@ -52,6 +55,22 @@ def face(path: os.PathLike[str], image: Image.Image) -> None:
         assert_type(chat, Chat)
         assert_type(chat.send("What is this?", image=image).result(), Result)
         llava.create_chat_completion(messages, stream=True)
+        assert_type(llava.ask(image, ["What is this?", "Why?"], temperature=0), list[str])
+        with llava.map(["a.jpg", image], "What is this?", ordered=False, max_tokens=8) as items:
+            assert_type(items, ImageMap)
+            for item in items:
+                assert_type(item, MapItem)
+                assert_type(item.result, Result | None)
+                assert_type(item.text, str)
+        assert_type(llava.stats(), Stats)
+        assert_type(result.timings.cached_tokens, int)
+
+
+async def tasks(llava: Llava) -> None:
+    async with llava.stream("Hello", timeout=3.0) as stream:
+        async for token in stream:
+            assert_type(token, Token)
+    assert_type(await llava.stream("Hello").aresult(), Result)
 
 
 def parts(path: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
@@ -67,7 +86,8 @@ def parts(path: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
     with Context(model, n_ctx=64) as context:
         assert_type(context, Context)
         assert_type(context.eval(ids), int)
-        assert_type(context.eval(rows, seq=1), int)
+        assert_type(context.eval(rows, seq=1, start=0, stop=2, logits=False), int)
+        assert_type(context.eval_batch([(0, [1, 2], True), (1, [3], False)]), list[int])
         np.asarray(context.logits)
         assert_type(Sampler(model, SamplingParams(temperature=0)).sample(context), int)
     assert_type(build_info(), dict[str, Any])

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-MODULES = ("_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler")
+MODULES = (
+    "_batch", "_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler",
+)  # fmt: skip
 
 pytest.importorskip("mypy")
 

@@ -206,6 +206,7 @@ cdef extern from "llama.h" nogil:
     uint32_t llama_n_batch(const llama_context *ctx)
     uint32_t llama_n_ubatch(const llama_context *ctx)
     uint32_t llama_n_seq_max(const llama_context *ctx)
+    void llama_set_n_threads(llama_context *ctx, int32_t n_threads, int32_t n_threads_batch)
     llama_memory_t llama_get_memory(const llama_context *ctx)
     int32_t llama_decode(llama_context *ctx, llama_batch batch) except +
     void llama_synchronize(llama_context *ctx) except +

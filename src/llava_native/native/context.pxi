@@ -1,7 +1,36 @@
 # Part of _native: contexts, decoding, sequences.
 
-cdef llama.llama_context_params native_context_params() noexcept:
-    return llama.llama_context_default_params()
+_CACHE_TYPES = {"f32": ggml.GGML_TYPE_F32, "f16": ggml.GGML_TYPE_F16, "bf16": ggml.GGML_TYPE_BF16,
+                "q8_0": ggml.GGML_TYPE_Q8_0}
+_FLASH_ATTN = {None: llama.LLAMA_FLASH_ATTN_TYPE_AUTO, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+               True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED}
+
+
+cdef int _cache_type(str name, object value) except -1:
+    if value not in _CACHE_TYPES:
+        raise InvalidInputError(f"{name} must be one of {', '.join(_CACHE_TYPES)}, not {value!r}")
+    return _CACHE_TYPES[value]
+
+
+cdef llama.llama_context_params native_context_params(
+    uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_seq_max, int32_t n_threads,
+    object flash_attn, str type_k, str type_v) except *:
+    """llama_context_default_params (llama.h), with these; the caller has checked the numbers."""
+    cdef llama.llama_context_params params = llama.llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = n_batch
+    params.n_ubatch = min(n_ubatch, n_batch)
+    params.n_seq_max = n_seq_max
+    params.n_outputs_max = n_seq_max  # never more rows of logits than sequences: saves their memory
+    params.n_threads = params.n_threads_batch = n_threads
+    params.kv_unified = True          # one pool of cells: sequences can share a prefix
+    params.no_perf = True
+    params.type_k = <ggml.ggml_type>_cache_type("type_k", type_k)
+    params.type_v = <ggml.ggml_type>_cache_type("type_v", type_v)
+    if flash_attn not in (None, False, True):
+        raise InvalidInputError(f"flash_attn must be True, False or None, not {flash_attn!r}")
+    params.flash_attn_type = _FLASH_ATTN[flash_attn]
+    return params
 
 
 cdef llama.llama_context *native_new_context(
@@ -85,4 +114,10 @@ cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t 
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1:
     """llama_memory_seq_cp (llama.h): share cells, copy nothing."""
     llama.llama_memory_seq_cp(llama.llama_get_memory(ctx), src, dst, 0, end)
+    return 0
+
+
+cdef int native_set_threads(llama.llama_context *ctx, int32_t n_threads) except -1:
+    """llama_set_n_threads (llama.h), for single tokens and for batches."""
+    llama.llama_set_n_threads(ctx, n_threads, n_threads)
     return 0

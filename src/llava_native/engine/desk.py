@@ -1,0 +1,116 @@
+"""ImageDesk: which images are being made, for whom, and which are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llava_native.engine.encoding import EncodeJob
+
+if TYPE_CHECKING:
+    from llava_native.engine.embedding_cache import EmbeddingCache
+    from llava_native.engine.encoding import Encoding
+    from llava_native.engine.request import Image, Request
+    from llava_native.engine.stats import Stats
+
+__all__ = ["ImageDesk"]
+
+
+class ImageDesk:
+    """Gets rows for images: from the cache, from another request's encode, or by a new one.
+
+    Parameters
+    ----------
+    encoding : Encoding
+        Its threads do the work.
+    cache : EmbeddingCache
+    stats : Stats
+    done : callable
+        Told of each image that was prepared or whose rows came; its `error` says whether that failed.
+
+    Notes
+    -----
+    Belongs to the scheduler's thread.
+    """
+
+    def __init__(
+        self, encoding: Encoding, cache: EmbeddingCache, stats: Stats, done: Callable[[Image], None]
+    ) -> None:
+        self._encoding = encoding
+        self._cache = cache
+        self._stats = stats
+        self._done = done
+        self._jobs: dict[str, EncodeJob] = {}
+
+    @property
+    def n_jobs(self) -> int:
+        """Images that are being encoded."""
+        return len(self._jobs)
+
+    def prepare(self, images: list[Image]) -> None:
+        """Have images prepared and named."""
+        for image in images:
+            image.wanted = True
+        for image in images:
+            self._encoding.prepare(image, self._prepared)
+
+    def _prepared(self, image: Image) -> None:
+        image.wanted = False
+        if image.key is not None and image.n_tokens is None:
+            image.n_tokens = self._cache.n_tokens(image.key)
+        self._done(image)
+
+    def want(self, image: Image) -> None:
+        """Have the rows of a prepared image made, unless they are here."""
+        assert image.key is not None
+        rows = self._cache.get(image.key)
+        if rows is not None:
+            image.rows, image.n_tokens, image.from_cache = rows, rows.n_tokens, True
+            self._stats.images_from_memory += 1
+            return
+        job = self._jobs.get(image.key)
+        if job is None:
+            assert image.pixels is not None
+            job = self._jobs[image.key] = EncodeJob(image.key, image.piece.encoder, image.pixels)
+            self._encoding.encode(job, self._encoded)
+        else:
+            image.from_cache = True
+            self._stats.images_joined += 1
+        image.wanted = True
+        job.waiters.append(image)
+
+    def _encoded(self, job: EncodeJob) -> None:
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
+        if job.rows is not None:
+            self._cache.put(job.key, job.rows)
+            if job.from_disk:
+                self._stats.images_from_disk += 1
+            else:
+                self._stats.images_encoded += 1
+        for image in job.waiters:
+            image.wanted = False
+            image.error = job.error
+            image.encode_s = job.seconds
+            image.from_cache = image.from_cache or job.from_disk
+            if job.rows is not None:
+                image.rows, image.n_tokens, image.pixels = job.rows, job.rows.n_tokens, None
+            self._done(image)
+
+    def leave(self, request: Request) -> None:
+        """Stop what is being made for this request only."""
+        for image in request.images:
+            job = self._jobs.get(image.key) if image.key is not None else None
+            if job is not None and image in job.waiters:
+                job.waiters.remove(image)
+                if not job.waiters:
+                    job.stop.cancel()
+                    del self._jobs[job.key]  # whoever wants it from now on begins anew
+
+    def close(self) -> None:
+        """Stop everything, and end the threads."""
+        for job in self._jobs.values():
+            job.stop.cancel()
+        self._jobs.clear()
+        self._encoding.close()
+        self._cache.clear()

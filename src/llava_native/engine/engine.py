@@ -1,0 +1,220 @@
+"""Engine: the thread that a scheduler runs on, and the ways into it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llava_native.engine.embedding_cache import DiskCache
+from llava_native.engine.encoding import Encoding
+from llava_native.engine.scheduler import Scheduler
+from llava_native.errors import BusyError, ClosedError, ForkError
+from llava_native.limits import check_range
+
+if TYPE_CHECKING:
+    from llava_native._context import Context
+    from llava_native.engine.request import Request
+    from llava_native.engine.stats import Stats
+
+__all__ = ["Engine", "n_sequences"]
+
+_POLL_S = 0.05  # how often limits of time are looked at, while nothing else happens
+_DROP_S = 1.0
+_N_PREFIXES = 12  # that are cached at most; a sequence costs next to nothing
+_logger = logging.getLogger("llava_native")
+_Call: TypeAlias = "Callable[[], Any] | None"
+_open: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """Answers requests of any number of threads, on a thread of its own.
+
+    Parameters
+    ----------
+    context : Context
+        Used by this engine only, until ``close``.
+    n_running : int
+        Requests that run at once.
+    prefix_cells : int
+        Cells that the prefix cache may hold; 0 turns it off.
+    embedding_bytes : int
+        Bytes of image rows to keep; 0 keeps none.
+    cache_dir : str or os.PathLike, optional
+        Folder for image rows, shared with other processes.
+    max_waiting : int
+        Requests that may wait to run.
+
+    Notes
+    -----
+    The thread starts with the first request. Whatever is done to the scheduler is a call that its thread
+    takes from a queue, so there is no lock, and a request may be dropped from a destructor.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        n_running: int,
+        prefix_cells: int,
+        embedding_bytes: int,
+        cache_dir: str | os.PathLike[str] | None = None,
+        max_waiting: int = 1024,
+    ) -> None:
+        self._calls: SimpleQueue[_Call] = SimpleQueue()
+        disk = DiskCache(cache_dir) if cache_dir is not None else None
+        self._scheduler = Scheduler(
+            context,
+            Encoding(_poster(self._calls), disk),
+            n_running=n_running,
+            prefix_cells=prefix_cells,
+            embedding_bytes=embedding_bytes,
+        )
+        self.model = context.model
+        self.n_running = n_running
+        self.streams: set[int] = set()  # open ones, by id
+        self._max_waiting = max_waiting
+        self._starting = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        # an engine that is dropped ends its thread, which knows the scheduler only
+        self._threads: list[threading.Thread] = []
+        self._finalizer = weakref.finalize(self, _dropped, self._calls, self._threads)
+        self._finalizer.atexit = False
+
+    def check(self) -> None:
+        """Raise unless requests can be made here."""
+        if self._closed:
+            raise ClosedError("this Llava was closed")
+        if self._pid != os.getpid():
+            raise ForkError("this Llava was made before os.fork(); make it in the child, or use spawn")
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises
+        ------
+        BusyError
+            Too many requests wait already.
+        ClosedError, ForkError
+        """
+        self.check()
+        if len(self._scheduler.queued) >= self._max_waiting:
+            raise BusyError(f"{self._max_waiting} requests wait already; see max_waiting")
+        self._scheduler.queued.add(request)
+        request.submitted = request.since = time.perf_counter()
+        self._calls.put(partial(self._scheduler.submit, request))
+        if not self._threads:
+            self._start()
+        self.check()  # whoever closed it meanwhile may not have seen the request
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._threads and not self._closed:
+                thread = threading.Thread(
+                    target=_run, args=(self._scheduler, self._calls), name="llava_native", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+                _open.add(self)
+
+    def wake(self) -> None:
+        """Have the scheduler look at its requests now. May be called from a destructor."""
+        self._calls.put(_nothing)
+
+    def drop(self, request: Request) -> None:
+        """End a request, whatever its stage. May be called from a destructor."""
+        request.stop.cancel()
+        self._calls.put(_nothing)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def stats(self) -> Stats:
+        """Return the counters."""
+        return self._scheduler.stats()
+
+    def close(self) -> None:
+        """End all requests, and the thread. May be called again."""
+        if self._closed or self._pid != os.getpid():
+            return
+        with self._starting:
+            self._closed = True
+        self._scheduler.halt.cancel()
+        for thread in self._threads:
+            self._calls.put(None)
+            thread.join()
+        self._finalizer.detach()
+
+
+def n_sequences(n_running: int, n_ctx: int, n_batch: int, prefix_cells: int | None) -> int:
+    """Return how many sequences a context needs: those that run, and those that the cache holds."""
+    check_range("n_seq_max", n_running, 1, 256)
+    check_range("prefix_cache", prefix_cells or 0, 0, 2**31 - 1)
+    if prefix_cells == 0:
+        return n_running
+    return max(n_running, min(n_running + _N_PREFIXES, n_ctx or n_batch, n_batch, 256))
+
+
+def _dropped(calls: SimpleQueue[_Call], threads: list[threading.Thread]) -> None:
+    """End the thread of an engine that nobody closed, waiting for it only as long as a destructor may."""
+    calls.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(_DROP_S)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _poster(calls: SimpleQueue[_Call]) -> Callable[[Callable[[Any], None], Any], None]:
+    return lambda function, argument: calls.put(partial(function, argument))
+
+
+def _run(scheduler: Scheduler, calls: SimpleQueue[_Call]) -> None:
+    """Serve until told to end."""
+    busy = False
+    while True:
+        try:
+            while True:
+                call = calls.get_nowait() if busy else calls.get(timeout=None if scheduler.idle else _POLL_S)
+                if call is None:
+                    _finish(scheduler, calls)
+                    return
+                call()
+                del call  # a request that is over must not stay here
+                busy = True  # at least one step before the next pause
+        except Empty:
+            pass
+        try:
+            busy = scheduler.step()
+        except BaseException as exc:  # a mistake of ours must not leave anybody waiting
+            _logger.exception("the engine failed")
+            with contextlib.suppress(Exception):
+                scheduler.fail(exc)
+            busy = False
+
+
+def _finish(scheduler: Scheduler, calls: SimpleQueue[_Call]) -> None:
+    with contextlib.suppress(Empty):
+        while True:  # a request that came too late must hear of it
+            (calls.get_nowait() or _nothing)()
+    scheduler.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the threads before the interpreter does: one that is inside the library then would abort."""
+    for engine in list(_open):
+        engine.close()

@@ -1,0 +1,301 @@
+"""Request: one answer on its way through the engine, and the tokens that wait for its caller."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from llava_native._cancel import CancelToken
+from llava_native.engine.sequences import ImageSpan
+from llava_native.errors import InvalidInputError, PromptTooLongError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from llava_native._context import Context
+    from llava_native._embedding import ImageEmbedding
+    from llava_native._sampler import Sampler
+    from llava_native.engine.sequences import Content, Sequence
+    from llava_native.images import Pixels
+
+Reason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
+
+__all__ = ["RUN_AHEAD", "Choice", "Event", "Image", "Request"]
+
+RUN_AHEAD = 64  # tokens that wait for their caller before the request pauses
+_numbers = itertools.count()
+
+
+class Choice(NamedTuple):
+    """A token that was chosen, and, where it was asked for, how likely it and the likeliest ones were."""
+
+    token: int
+    logprob: float | None = None
+    top_logprobs: SequenceOf[tuple[int, float]] = ()
+
+
+class Event(NamedTuple):
+    """Something for the caller: a token, the end, or both."""
+
+    item: Any = None
+    """What `write` made of a token; None where there is nothing to show."""
+    reason: Reason | None = None
+    """Why the answer is over."""
+    n_tokens: int = 0
+    """Tokens of the answer so far."""
+    error: BaseException | None = None
+
+
+class Image:
+    """An image of a request: what it is, and what has become of it."""
+
+    __slots__ = ("encode_s", "error", "from_cache", "key", "n_tokens", "piece", "pixels", "prepare_s",
+                 "request", "rows", "wanted")  # fmt: skip
+
+    def __init__(self, request: Request, piece: Any) -> None:
+        self.request: Request | None = request  # None when that is over
+        self.piece = piece
+        self.key: str | None = None
+        self.pixels: Pixels | None = None
+        self.rows: ImageEmbedding | None = None
+        self.n_tokens: int | None = None
+        self.error: BaseException | None = None
+        self.prepare_s = self.encode_s = 0.0
+        self.wanted = False  # its rows are being made
+        self.from_cache = False
+
+
+class Request:
+    """What a caller wants, how far it is, and where its tokens wait.
+
+    Parameters
+    ----------
+    pieces : sequence of list of int, ImageEmbedding or PendingImage
+        The prompt.
+    sampler : Sampler
+        Used and closed by the engine.
+    write : callable
+        ``write(choice, last) -> Event`` on the engine's thread; `last` where no token can follow.
+    max_tokens : int, optional
+    cancel : CancelToken, optional
+        The caller's own; only read.
+    timeout : float, optional
+        Seconds from now.
+    logprobs : int, optional
+        Tell how likely each token was, and so many of the likeliest ones.
+    run_ahead : int, optional
+        Tokens that may wait for the caller; None for any number.
+    keep_images : bool, default True
+        Whether the images stay in the prefix cache.
+
+    Attributes
+    ----------
+    events : SimpleQueue of Event
+        For the caller.
+    stop : CancelToken
+        Ends this request, and nothing else.
+    """
+
+    def __init__(
+        self,
+        pieces: SequenceOf[Any],
+        sampler: Sampler,
+        write: Callable[[Choice, bool], Event],
+        *,
+        max_tokens: int | None = None,
+        cancel: CancelToken | None = None,
+        timeout: float | None = None,
+        logprobs: int | None = None,
+        run_ahead: int | None = RUN_AHEAD,
+        keep_images: bool = True,
+    ) -> None:
+        if cancel is not None and not isinstance(cancel, CancelToken):
+            raise TypeError(f"cancel must be a CancelToken, not {type(cancel).__name__}")
+        self.number = next(_numbers)
+        self.sampler = sampler
+        self.write = write
+        self.max_tokens = max_tokens
+        self.logprobs = logprobs
+        self.run_ahead = run_ahead
+        self.keep_images = keep_images
+        self.stop = CancelToken(timeout)
+        self._cancel = cancel
+        self.has_deadline = timeout is not None or cancel is not None
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.wake: Callable[[], Any] | None = None  # of a caller that waits on an event loop
+        self.on_end: Callable[[], Any] | None = None
+        self._pieces = list(pieces)
+        # the scheduler's
+        self.images: list[Image] = []
+        self.begun = False  # its images are being prepared
+        self.ended = False
+        self.paused = False
+        self.held = False  # until another one has evaluated what both begin with
+        self.content: Content = []
+        self.sequence: Sequence | None = None
+        self.n_done = 0  # tokens of the content that the sequence holds
+        self._at = self._offset = 0  # the next token: which segment, and where in it
+        self.n_prompt = 0
+        self.n_tokens = 0
+        self.n_cached: int | None = None  # of the prompt, found in the prefix cache
+        # seconds, and moments on the scheduler's clock
+        self.submitted = self.since = 0.0
+        self.queue_s = self.prefill_text_s = self.prefill_image_s = self.first_token_s = self.decode_s = 0.0
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody said stop, or the time is over."""
+        return self.stop.cancelled or (self._cancel is not None and self._cancel.cancelled)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise what the caller's token or the time limit says."""
+        if self._cancel is not None:
+            self._cancel.raise_if_cancelled()
+        self.stop.raise_if_cancelled()
+
+    def deliver(self, event: Event) -> None:
+        """Hand something to the caller, from any thread."""
+        self.events.put(event)
+        wake, self.wake = self.wake, None
+        if wake is not None:
+            wake()
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether so many tokens wait for the caller that this request should pause."""
+        return self.run_ahead is not None and self.events.qsize() >= self.run_ahead
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the caller has caught up enough to go on."""
+        return self.run_ahead is None or self.events.qsize() <= self.run_ahead // 2
+
+    def end(self) -> None:
+        """Let go of everything that only the work needed."""
+        self.ended = True
+        self._pieces.clear()
+        for image in self.images:
+            image.request = image.piece = image.pixels = image.rows = None
+
+    def choose(self, context: Context, row: int | None) -> Choice:
+        """Choose the token after a row of the last evaluation."""
+        token = self.sampler.sample(context, row)
+        if self.logprobs is None:
+            return Choice(token)
+        return Choice(token, *self.sampler.logprobs(context, token, self.logprobs, row))
+
+    # -- the content
+
+    def begin(self) -> None:
+        """Find the images among the pieces."""
+        self.begun = True
+        self._pieces = [
+            list(piece) if isinstance(piece, list) else Image(self, piece) for piece in self._pieces
+        ]
+        self.images = [piece for piece in self._pieces if isinstance(piece, Image)]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its content is known and no rows are being made."""
+        return bool(self.content) and not any(image.wanted for image in self.images)
+
+    def settle(self, n_ctx: int) -> None:
+        """Make the content, now that the size of every image is known.
+
+        Raises
+        ------
+        InvalidInputError
+            There is nothing in it.
+        PromptTooLongError
+            An image has more rows than was thought, and the prompt does not fit.
+        """
+        for piece in self._pieces:
+            if isinstance(piece, Image):
+                assert piece.key is not None
+                assert piece.n_tokens is not None
+                self.content.append(ImageSpan(piece.key, piece.n_tokens))
+            elif self.content and isinstance(self.content[-1], list):
+                self.content[-1].extend(piece)
+            elif piece:
+                self.content.append(piece)
+        self.n_prompt = self.n_content
+        if not self.n_prompt:
+            raise InvalidInputError("the prompt is empty")
+        if self.n_prompt >= n_ctx:
+            raise PromptTooLongError(
+                f"the prompt has {self.n_prompt} tokens with all rows of its images, and n_ctx={n_ctx} must "
+                "also hold the answer; use fewer images, or make the context larger",
+                n_tokens=self.n_prompt,
+                n_ctx=n_ctx,
+            )
+
+    @property
+    def n_content(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return sum(map(len, self.content))
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether more than one token is left to evaluate."""
+        return self.n_done + 1 < self.n_prompt + self.n_tokens
+
+    def seek(self, n: int) -> None:
+        """Go on after the first `n` tokens."""
+        self.n_done = n
+        self._at = 0
+        while self._at < len(self.content) and n >= len(self.content[self._at]):
+            n -= len(self.content[self._at])
+            self._at += 1
+        self._offset = n
+
+    def advance(self, n: int) -> None:
+        """Note that the next `n` tokens, all of one segment, were evaluated."""
+        self.n_done += n
+        self._offset += n
+        if self._offset == len(self.content[self._at]) and self._at + 1 < len(self.content):
+            self._at += 1
+            self._offset = 0
+
+    def next_tokens(self, limit: int) -> tuple[list[int], bool]:
+        """Return the ids to evaluate next, none where an image is next, and whether all end with them."""
+        segment = self.content[self._at]
+        if isinstance(segment, ImageSpan):
+            return [], False
+        end = min(self._offset + limit, len(segment))
+        last = end == len(segment) and self._at + 1 == len(self.content)
+        return segment[self._offset : end], last
+
+    def next_image(self) -> tuple[Image, int] | None:
+        """Return the image whose rows come next, and the first of them; None where text does."""
+        if not isinstance(self.content[self._at], ImageSpan):
+            return None
+        spans = sum(isinstance(segment, ImageSpan) for segment in self.content[: self._at])
+        return self.images[spans], self._offset
+
+    @property
+    def ends_with_image(self) -> bool:
+        """Whether the image that comes next is the end of the content."""
+        return self._at + 1 == len(self.content)
+
+    def append(self, token: int) -> None:
+        """Add a token of the answer, which is to be evaluated."""
+        self.n_tokens += 1
+        last = self.content[-1]
+        if isinstance(last, list):
+            last.append(token)
+        else:
+            self.content.append([token])
+            self._at, self._offset = len(self.content) - 1, 0
+
+    def missing(self, n: int) -> list[Image]:
+        """Return the images that have no rows, and whose rows are not all among the first `n` tokens."""
+        out, end, images = [], 0, iter(self.images)
+        for segment in self.content:
+            end += len(segment)
+            if isinstance(segment, ImageSpan):
+                image = next(images)
+                if end > n and image.rows is None:
+                    out.append(image)
+        return out

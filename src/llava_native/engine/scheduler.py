@@ -1,0 +1,446 @@
+"""Scheduler: who is evaluated next. All of it runs on one thread, one step after the other."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from llava_native._cancel import CancelToken
+from llava_native.engine.desk import ImageDesk
+from llava_native.engine.embedding_cache import EmbeddingCache
+from llava_native.engine.prefix_cache import PrefixCache
+from llava_native.engine.request import Choice, Event, Image, Request
+from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
+from llava_native.engine.stats import Stats
+from llava_native.errors import CancelledError, ClosedError, ContextFullError
+
+if TYPE_CHECKING:
+    from llava_native._context import Context
+    from llava_native.engine.encoding import Encoding
+    from llava_native.engine.sequences import Content, Sequence
+
+__all__ = ["Scheduler"]
+
+_SLICE_S = 0.2  # how long a slice of a prompt may hold up those who are being answered
+_MIN_SLICE = 16  # tokens
+_FIRST_SLICE = 64  # tokens, before anything was measured
+_MIN_SHARED = 16  # tokens worth waiting for, where another request is evaluating them
+_RESERVE = 32  # cells that a request must find for its answer before it begins beside others
+_LOOK_AHEAD = 2  # requests, beyond those that could run, whose images are prepared
+
+_Entry: TypeAlias = "tuple[Request, list[int], bool]"
+
+
+class Scheduler:
+    """Continuous batching over the sequences of one context.
+
+    Parameters
+    ----------
+    context : Context
+        Nobody else may use it.
+    encoding : Encoding
+        Makes the rows of images.
+    n_running : int
+        Requests that run at once.
+    prefix_cells : int
+        Cells that the prefix cache may hold.
+    embedding_bytes : int
+        Bytes that the embedding cache may hold.
+    clock : callable, optional
+        Returns seconds.
+
+    Notes
+    -----
+    A step is: drop what was cancelled; let images be prepared; begin what can begin; one token batch (a
+    token for each who is being answered, and slices of prompts); one slice of an image. Prompts go first
+    come, first served; answers get a token each step.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        encoding: Encoding,
+        *,
+        n_running: int,
+        prefix_cells: int,
+        embedding_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._context = context
+        self._clock = clock
+        self._n_running = n_running
+        self._memory = Memory(context)
+        self._cache = PrefixCache(self._memory, prefix_cells)
+        self._embeddings = EmbeddingCache(embedding_bytes)
+        self._stats = Stats()
+        self._desk = ImageDesk(encoding, self._embeddings, self._stats, self._image_done)
+        self._slice = min(_FIRST_SLICE, context.n_ubatch)
+        self.halt = CancelToken()  # ends a call for several requests, when all is over
+        self.running: list[Request] = []  # in the order in which they began
+        self.waiting: list[Request] = []  # in the order in which they came
+        self.queued: set[Request] = set()  # those that never ran; callers add to it
+
+    # -- called by others, on this thread
+
+    def submit(self, request: Request) -> None:
+        """Take a request."""
+        self._stats.requests += 1
+        bisect.insort(self.waiting, request, key=_number)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no request at all."""
+        return not self.running and not self.waiting
+
+    def step(self) -> bool:
+        """Do one round; return whether another one should follow at once."""
+        self._reap()
+        if self.waiting:
+            self._look_ahead()
+            self._admit()
+        worked = self._step_text()
+        return self._step_image() or worked
+
+    def stats(self) -> Stats:
+        """Return the counters. May be called from any thread."""
+        return dataclasses.replace(
+            self._stats,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            embedding_bytes=self._embeddings.nbytes,
+            prefixes=len(self._cache),
+            cells=self._memory.used,
+            n_cells=self._memory.n_cells,
+            evicted=self._cache.evicted,
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """End all requests with an error."""
+        for request in [*self.running, *self.waiting]:
+            self._end(request, Event(error=error))
+
+    def close(self) -> None:
+        """End everything."""
+        self.fail(ClosedError("this Llava was closed"))
+        self._desk.close()
+        self._cache.clear()
+
+    # -- before a request runs
+
+    def _reap(self) -> None:
+        """End what was cancelled; let go on what its caller has caught up with."""
+        for request in [*self.running, *self.waiting]:
+            if request.cancelled:
+                self._end(request, Event(reason="cancelled"))
+            elif request.paused and request.has_room:
+                request.paused = False
+                request.since = self._clock()
+
+    def _look_ahead(self) -> None:
+        """Begin with the first of those that wait: images are prepared while others run."""
+        for request in self.waiting[: self._n_running + _LOOK_AHEAD]:
+            if not request.begun:
+                request.begin()
+                self._desk.prepare(request.images)
+                self._settle(request)
+
+    def _image_done(self, image: Image) -> None:
+        """Go on with a request of which an image was prepared, or encoded."""
+        request = image.request
+        if request is None:
+            return  # it is over
+        if image.error is not None:
+            self._end(request, Event(error=image.error))
+            return
+        if image.n_tokens is None:  # an encoder with tiles tells how many rows when it has made them
+            self._desk.want(image)
+        self._settle(request)
+
+    def _settle(self, request: Request) -> None:
+        """Make a request ready, or have those rows made that nobody has evaluated."""
+        if request.ended or any(image.wanted for image in request.images):
+            return
+        if not request.content:
+            try:
+                request.settle(self._context.n_ctx_seq)
+            except Exception as exc:
+                self._end(request, Event(error=exc))
+                return
+        if request.images:
+            _, n, planned = self._find(request.content)
+            for image in request.missing(max(n, planned)):
+                self._desk.want(image)
+        request.since = self._clock()
+
+    def _find(self, content: Content) -> tuple[Sequence | None, int, int]:
+        """Return who shares the longest prefix, how long it is now, and how long it soon will be."""
+        source, n = self._cache.match(content)
+        planned = n
+        if self._cache.limit:
+            for request in self.running:
+                shared = common_prefix(request.content, content)
+                if min(shared, request.n_done) > n:
+                    source, n = request.sequence, min(shared, request.n_done)
+                planned = max(planned, shared)
+        return source, n, planned
+
+    def _admit(self) -> None:
+        """Let those begin that can, the first to come first."""
+        for request in [r for r in self.waiting if r.begun and r.is_ready and not r.paused]:
+            if len(self.running) >= self._n_running and not self._park_paused():
+                return
+            if not self._start(request):
+                return
+
+    def _start(self, request: Request) -> bool:
+        """Let a request begin if it can; return whether those behind it may be looked at."""
+        while not self._memory.has_sequence:
+            if not self._cache.evict():
+                return False
+        source, n, planned = self._find(request.content)
+        n = min(n, request.n_content - 1)  # the last one is evaluated again, for its logits
+        gain = min(planned, request.n_content - 1) - n
+        if gain >= (1 if request.held else _MIN_SHARED):
+            request.held = True
+            return True  # somebody is evaluating its beginning right now
+        request.held = False
+        for image in request.missing(n):
+            self._desk.want(image)
+        if not request.is_ready:
+            return True
+        sequence = self._memory.open(source, n)
+        if source is not None:
+            self._cache.touch(source)
+        if not self._has_room(request.n_content - n + _RESERVE) and self.running:
+            self._memory.close(sequence)
+            return False
+        request.sequence = sequence
+        request.seek(n)
+        self.waiting.remove(request)
+        self.running.append(request)
+        self._note_start(request, n)
+        return True
+
+    def _note_start(self, request: Request, n: int) -> None:
+        now = self._clock()
+        self.queued.discard(request)
+        request.queue_s += now - request.since
+        request.since = now
+        if request.n_cached is None:
+            request.n_cached = n
+            self._stats.prompt_tokens += request.n_prompt
+            self._stats.cached_tokens += n
+
+    def _has_room(self, n: int) -> bool:
+        """Evict until there are `n` free cells; return whether there are."""
+        while self._memory.free < n and self._cache.evict():
+            pass
+        return self._memory.free >= n
+
+    def _park_paused(self) -> bool:
+        """Take the sequence from a request whose caller does not keep up; return whether there was one."""
+        paused = next((r for r in self.running if r.paused), None)
+        if paused is not None:
+            self._park(paused)
+        return paused is not None
+
+    def _park(self, request: Request) -> None:
+        """Let a running request wait again; it begins again later, from what is still cached then."""
+        self._stats.preempted += 1
+        self.running.remove(request)
+        self._retire(request)
+        request.since = self._clock()
+        bisect.insort(self.waiting, request, key=_number)
+
+    # -- while requests run
+
+    def _entries(self) -> list[_Entry]:
+        """Return the tokens of the next batch: one each for the answers, then slices of prompts."""
+        active = [r for r in self.running if not r.paused]
+        left = self._slice if len(active) > 1 else self._context.n_ubatch
+        left = max(min(left, self._context.n_batch - sum(not r.in_prompt for r in active)), 0)
+        entries = []
+        for request in active:
+            in_prompt = request.in_prompt
+            tokens, last = request.next_tokens(left if in_prompt else 1)
+            if tokens:
+                entries.append((request, tokens, last))
+                left -= len(tokens) if in_prompt else 0
+        return entries
+
+    def _step_text(self) -> bool:
+        entries = self._entries()
+        while not self._has_room(sum(len(tokens) for _, tokens, _ in entries)) and len(self.running) > 1:
+            self._park(self.running[-1])
+            entries = self._entries()
+        if entries:
+            self._eval(entries)
+        return bool(entries)
+
+    def _eval(self, entries: list[_Entry]) -> None:
+        """Evaluate a batch; where it fails, each of its requests alone, so that only the culprit ends."""
+        began = self._clock()
+        cancel = entries[0][0].stop if len(entries) == 1 else self.halt
+        batch = [(_sequence(request).id, tokens, last) for request, tokens, last in entries]
+        try:
+            rows = self._context.eval_batch(batch, cancel=cancel)
+        except Exception as exc:
+            self._eval_failed(entries, exc)
+            return
+        now = self._clock()
+        self._note_step(sum(len(tokens) for _, tokens, _ in entries), now - began)
+        wanted = iter(rows)
+        chosen = []
+        for request, tokens, last in entries:
+            if request.n_done < request.n_prompt:
+                request.prefill_text_s += now - began
+                request.since = now
+            self._memory.grow(_sequence(request), len(tokens))
+            request.advance(len(tokens))
+            if last:
+                chosen.append((request, self._sample(request, next(wanted))))
+        for request, choice in chosen:  # after all were chosen: the end of one may take the logits away
+            self._emit(request, choice)
+
+    def _eval_failed(self, entries: list[_Entry], error: Exception) -> None:
+        if isinstance(error, ContextFullError) and self._cache.evict():
+            return  # nothing was evaluated: the next step tries again
+        if len(entries) > 1:
+            for entry in entries:
+                self._eval([entry])
+            return
+        cancelled = isinstance(error, CancelledError)
+        self._end(entries[0][0], Event(reason="cancelled") if cancelled else Event(error=error))
+
+    def _note_step(self, n: int, seconds: float) -> None:
+        """Learn how many tokens a slice may have."""
+        self._stats.steps += 1
+        if n >= _MIN_SLICE and seconds > 0:
+            fitting = int(n / seconds * _SLICE_S) // _MIN_SLICE * _MIN_SLICE
+            self._slice = max(min(fitting, self._context.n_ubatch), min(_MIN_SLICE, self._context.n_ubatch))
+
+    def _step_image(self) -> bool:
+        """Evaluate a slice of the first image that is next in its prompt."""
+        request = next((r for r in self.running if r.next_image() is not None), None)
+        found = request.next_image() if request is not None else None
+        if request is None or found is None:
+            return False
+        image, start = found
+        assert image.rows is not None
+        assert image.n_tokens is not None
+        alone = all(other is request or other.paused for other in self.running)
+        stop = min(start + (self._context.n_ubatch if alone else self._slice), image.n_tokens)
+        while not self._has_room(stop - start) and len(self.running) > 1:
+            last = self.running[-1]
+            self._park(last)
+            if last is request:
+                return True
+        self._eval_image(request, image, start, stop)
+        return True
+
+    def _eval_image(self, request: Request, image: Image, start: int, stop: int) -> None:
+        assert image.rows is not None
+        began = self._clock()
+        last = stop == image.n_tokens and request.ends_with_image
+        try:
+            self._context.eval(
+                image.rows,
+                seq=_sequence(request).id,
+                start=start,
+                stop=stop,
+                logits=last,
+                cancel=request.stop,
+            )
+        except Exception as exc:
+            self._eval_failed([(request, [], False)], exc)
+            return
+        request.since = self._clock()
+        self._note_step(stop - start, request.since - began)
+        request.prefill_image_s += request.since - began
+        self._memory.grow(_sequence(request), stop - start)
+        request.advance(stop - start)
+        if last:
+            self._emit(request, self._sample(request, None))
+
+    def _sample(self, request: Request, row: int | None) -> Choice | Exception:
+        try:
+            return request.choose(self._context, row)
+        except Exception as exc:
+            return exc
+
+    def _emit(self, request: Request, chosen: Choice | Exception) -> None:
+        """Hand a token to its caller, and end the answer where that was the last one."""
+        event = self._event(request, chosen)
+        now = self._clock()
+        if request.n_tokens == 0:
+            request.first_token_s = now - request.submitted
+        request.decode_s += now - request.since
+        request.since = now
+        if isinstance(chosen, Exception) or event.error is not None or event.reason is not None:
+            self._end(request, event)
+            return
+        request.append(chosen.token)
+        self._stats.completion_tokens += 1
+        request.deliver(event)
+        if request.is_ahead:
+            request.paused = True  # the caller looks at this after it has taken a token
+            request.paused = not request.has_room
+
+    def _event(self, request: Request, chosen: Choice | Exception) -> Event:
+        if isinstance(chosen, Exception):
+            return Event(error=chosen)
+        full = request.n_tokens + 1 == request.max_tokens or request.n_done >= self._context.n_ctx_seq
+        try:
+            return request.write(chosen, full)
+        except Exception as exc:
+            return Event(error=exc)
+
+    # -- the end of a request
+
+    def _end(self, request: Request, event: Event) -> None:
+        """Free all that a request has, then tell its caller."""
+        self.queued.discard(request)
+        if request in self.running:
+            self.running.remove(request)
+            self._retire(request)
+        else:
+            self.waiting.remove(request)
+        self._desk.leave(request)
+        request.sampler.close()
+        if event.error is not None:
+            self._stats.failed += 1
+        elif event.reason == "cancelled":
+            self._stats.cancelled += 1
+        else:
+            self._stats.finished += 1
+            self._stats.completion_tokens += event.n_tokens - request.n_tokens
+        request.end()
+        request.deliver(event)
+        if request.on_end is not None:
+            request.on_end()
+
+    def _retire(self, request: Request) -> None:
+        """Leave the sequence of a request to the prefix cache."""
+        sequence, request.sequence = _sequence(request), None
+        n = request.n_done
+        if not request.keep_images and request.images:
+            first = next(i for i, s in enumerate(request.content) if isinstance(s, ImageSpan))
+            n = min(n, sum(map(len, request.content[:first])))
+        if not n or not self._cache.limit:
+            self._memory.close(sequence)
+            return
+        if n < request.n_done:
+            self._memory.truncate(sequence, n)
+        self._cache.keep(sequence, request.content)
+
+
+def _number(request: Request) -> int:
+    return request.number
+
+
+def _sequence(request: Request) -> Sequence:
+    assert request.sequence is not None
+    return request.sequence

@@ -1,0 +1,42 @@
+"""Limits on what a context may be asked for, known before the library allocates anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llava_native.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from llava_native._model import Model
+
+__all__ = ["check_memory", "check_range"]
+
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 1}
+_CELL_BYTES = 44  # position, shift, sequences and counters of a cell, src/llama-kv-cells.h
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raise InvalidInputError unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise InvalidInputError(f"{name} must be {low} to {high}, not {value}")
+
+
+def check_memory(
+    model: Model, n_ctx: int, type_k: str, type_v: str, devices: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse a memory larger than the machine's: the library writes all of it, and the system kills then."""
+    metadata = model.metadata
+    prefix = metadata.get("general.architecture", "") + ".attention.head_count"
+    try:
+        heads = int(metadata[prefix])
+        kv_heads = int(metadata.get(prefix + "_kv", heads))
+        length = int(metadata.get(prefix.replace("head_count", "key_length"), model.n_embd // heads))
+    except (KeyError, ValueError, ZeroDivisionError):  # a number a layer: count the tables only
+        kv_heads = length = 0
+    needed = n_ctx * (_CELL_BYTES + model.n_layer * kv_heads * length * (_BYTES[type_k] + _BYTES[type_v]))
+    total = sum(device["memory_total"] for device in devices)
+    if needed > total:
+        raise InvalidInputError(
+            f"n_ctx={n_ctx} takes {needed / 2**30:.1f} GiB, and this machine has {total / 2**30:.1f} in all"
+        )

@@ -1,0 +1,114 @@
+"""Parts: the model, encoder, context and engine of a Llava, loaded together and closed together."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeAlias, TypeVar
+
+from llava_native._context import Context
+from llava_native._encoder import ImageEncoder
+from llava_native._model import Model
+from llava_native.engine import Engine, n_sequences
+from llava_native.errors import BusyError, EmbeddingMismatchError
+from llava_native.limits import check_range
+from llava_native.templates import choose_template
+
+__all__ = ["Parts"]
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+_Owned = TypeVar("_Owned", Model, ImageEncoder, Context)
+
+
+class Parts:
+    """What a ``Llava`` is made of. Takes what it takes; where loading fails, nothing is left.
+
+    Attributes
+    ----------
+    model : Model
+    encoder : ImageEncoder or None
+    context : Context
+    engine : Engine
+    template : Template
+    """
+
+    def __init__(
+        self,
+        model: PathLike | Model,
+        mmproj: PathLike | ImageEncoder | None,
+        chat_template: PathLike | None,
+        **options: Any,
+    ) -> None:
+        self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
+        self._engine: Engine | None = None
+        load = {name: options.pop(name) for name in ("progress", "cancel")}
+        try:
+            self.model = self._model(model, options, load)
+            self.template = choose_template(self.model, chat_template)
+            self.encoder = self._encoder(mmproj, options, load)
+            self._check_pair()
+            self.engine = self._engine = self._make_engine(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _own(self, made: _Owned) -> _Owned:
+        self._owned.append(made)
+        return made
+
+    def _model(self, model: PathLike | Model, options: dict[str, Any], load: dict[str, Any]) -> Model:
+        kv_overrides = options.pop("kv_overrides")
+        if isinstance(model, Model):
+            return model
+        n_gpu_layers = options["n_gpu_layers"]
+        return self._own(Model(model, n_gpu_layers=n_gpu_layers, kv_overrides=kv_overrides, **load))
+
+    def _encoder(
+        self, mmproj: PathLike | ImageEncoder | None, options: dict[str, Any], load: dict[str, Any]
+    ) -> ImageEncoder | None:
+        given = {name: options.pop(name) for name in ("dtype", "device")}
+        use_gpu = options.pop("n_gpu_layers") != 0
+        if mmproj is None or isinstance(mmproj, ImageEncoder):
+            return mmproj
+        n_threads = options["n_threads"]
+        return self._own(ImageEncoder(mmproj, n_threads=n_threads, use_gpu=use_gpu, **given, **load))
+
+    def _check_pair(self) -> None:
+        if self.encoder is not None and self.encoder.n_embd != self.model.n_embd:
+            raise EmbeddingMismatchError(
+                f"the rows of {self.encoder.path} have {self.encoder.n_embd} floats, and "
+                f"{self.model.path} takes {self.model.n_embd}: the mmproj belongs to another model"
+            )
+
+    def _make_engine(self, options: dict[str, Any]) -> Engine:
+        """Make the context, of what is left of the options, and the engine that uses it."""
+        n_running, cells = options.pop("n_seq_max"), options.pop("prefix_cache")
+        embedding_bytes, cache_dir = options.pop("embedding_cache"), options.pop("cache_dir")
+        max_waiting = options.pop("max_waiting")
+        check_range("embedding_cache", embedding_bytes, 0, 2**63)
+        check_range("max_waiting", max_waiting, 1, 2**63)
+        n_seq_max = n_sequences(n_running, options["n_ctx"], options["n_batch"], cells)
+        self.context = self._own(Context(self.model, n_seq_max=n_seq_max, **options))
+        return Engine(
+            self.context,
+            n_running=n_running,
+            prefix_cells=self.context.n_ctx // 2 if cells is None else cells,
+            embedding_bytes=embedding_bytes,
+            cache_dir=cache_dir,
+            max_waiting=max_waiting,
+        )
+
+    def close(self) -> None:
+        """Close what was loaded here. May be called again.
+
+        Raises
+        ------
+        BusyError
+            A stream is open.
+        """
+        if self._engine is not None:
+            if not self._engine.closed and self._engine.streams:
+                raise BusyError("a stream of this Llava is open; finish, close or drop it first")
+            self._engine.close()
+        while self._owned:  # the last first: a context needs its model
+            self._owned[-1].close()
+            self._owned.pop()

@@ -1,0 +1,296 @@
+"""A context, samplers and an encoder without a model: the next token follows from all before it.
+
+So an answer is known beforehand (`answer_to`), and a token that was lost, doubled or taken from another
+request shows in everything after it. The context counts its cells as the library does.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from llava_native.engine.request import Choice, Event, Request
+from llava_native.engine.scheduler import Scheduler
+from llava_native.errors import CancelledError, ContextFullError, DecodeError
+
+END = 0  # the token that ends an answer
+
+
+def next_token(content: Iterable[Any]) -> int:
+    """Return the token that follows: 0 (the end) once in 32."""
+    return zlib.crc32(repr(list(content)).encode()) % 32
+
+
+def flatten(pieces: Iterable[Any]) -> list[Any]:
+    """Return the tokens of a prompt, one entry each."""
+    out: list[Any] = []
+    for piece in pieces:
+        out += piece if isinstance(piece, list) else piece.tokens
+    return out
+
+
+def answer_to(pieces: Iterable[Any], max_tokens: int, n_ctx: int = 10**9) -> tuple[list[int], str]:
+    """Return the answer that a request must get, and why it ends."""
+    content, out = flatten(pieces), []
+    while True:
+        token = next_token(content)
+        if token == END:
+            return out, "eog"
+        out.append(token)
+        if len(out) == max_tokens or len(content) >= n_ctx:
+            return out, "length"
+        content.append(token)
+
+
+class FakeImage:
+    """An image of a prompt: `name` is its content, `n` its rows. May fail to be prepared or encoded."""
+
+    def __init__(self, name: str, n: int = 6, fails: str = "") -> None:
+        self.name, self.n, self.fails = name, n, fails
+        self.encoder = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def tokens(self) -> list[Any]:
+        """What its rows are in a sequence."""
+        return [f"{self.name}[{i}]" for i in range(self.n)]
+
+
+class Rows(NamedTuple):
+    """The rows of an encoded image."""
+
+    image: FakeImage
+    nbytes: int = 100
+
+    @property
+    def n_tokens(self) -> int:
+        """How many there are."""
+        return self.image.n
+
+
+class FakeEncoding:
+    """Prepares and encodes when it is told to: `run` does the oldest job."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+        self.encoded: list[str] = []
+        self.closed = False
+
+    def prepare(self, image: Any, done: Callable[[Any], None]) -> None:
+        """Name an image by its content."""
+
+        def call() -> None:
+            piece = image.piece
+            if piece is not None:  # else its request is over
+                image.key, image.pixels = piece.name, piece
+                if piece.fails == "prepare":
+                    image.error = ValueError(f"{piece.name} cannot be read")
+            done(image)
+
+        self.jobs.append(call)
+
+    def encode(self, job: Any, done: Callable[[Any], None]) -> None:
+        """Make rows."""
+
+        def call() -> None:
+            if job.stop.cancelled:
+                job.error = CancelledError("cancelled")
+            elif job.pixels.fails == "encode":
+                job.error = DecodeError(f"{job.key} cannot be encoded")
+            else:
+                self.encoded.append(job.key)
+                job.rows = Rows(job.pixels)
+            done(job)
+
+        self.jobs.append(call)
+
+    def run(self) -> bool:
+        """Do the oldest job; return whether there was one."""
+        if not self.jobs:
+            return False
+        self.jobs.pop(0)()
+        return True
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+        self.closed = True
+
+
+class FakeContext:
+    """Sequences as lists of tokens, and the cells that they share."""
+
+    def __init__(self, n_ctx=64, n_batch=32, n_ubatch=16, n_seq_max=6) -> None:
+        self.n_ctx = self.n_ctx_seq = n_ctx
+        self.n_batch, self.n_ubatch, self.n_seq_max = n_batch, n_ubatch, n_seq_max
+        self.sequences: list[list[Any]] = [[] for _ in range(n_seq_max)]
+        self._cells: list[list[int]] = [[] for _ in range(n_seq_max)]
+        self._n_cells = 0
+        self._rows: dict[int | None, int] = {}  # of the last batch: which sequence a row belongs to
+        self.calls: list[Any] = []  # what was evaluated, for the tests to look at
+        self.broken: set[Any] = set()  # tokens that make an evaluation fail
+
+    @property
+    def used(self) -> int:
+        """Cells in use."""
+        return len({cell for cells in self._cells for cell in cells})
+
+    def _add(self, seq: int, tokens: list[Any]) -> None:
+        assert len(self.sequences[seq]) + len(tokens) <= self.n_ctx_seq
+        for token in tokens:
+            self.sequences[seq].append(token)
+            self._cells[seq].append(self._n_cells)
+            self._n_cells += 1
+
+    def _check(self, n: int, tokens: Iterable[Any]) -> None:
+        self._rows = {}
+        if self.used + n > self.n_ctx:
+            raise ContextFullError("full")
+        if self.broken & set(tokens):
+            raise DecodeError("broken")
+
+    def eval_batch(self, entries: Any, *, cancel: Any = None) -> list[int]:
+        """Evaluate tokens of several sequences, all or nothing."""
+        tokens = [token for _, some, _ in entries for token in some]
+        assert 0 < len(tokens) <= self.n_batch
+        assert len({seq for seq, _, _ in entries}) == len(entries)
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        self._check(len(tokens), tokens)
+        self.calls.append([(seq, len(some)) for seq, some, _ in entries])
+        out, row = [], -1
+        for seq, some, wants in entries:
+            assert some
+            self._add(seq, some)
+            row += len(some)
+            if wants:
+                self._rows[row] = seq
+                out.append(row)
+        return out
+
+    def eval(self, rows, *, seq, start, stop, logits, cancel=None) -> None:
+        """Evaluate rows of an image."""
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        tokens = rows.image.tokens[start:stop]
+        assert tokens
+        self._check(len(tokens), tokens)
+        self.calls.append((seq, rows.image.name, start, stop))
+        self._add(seq, tokens)
+        if logits:
+            self._rows[None] = seq
+
+    def content_of_row(self, row: int | None) -> list[Any]:
+        """Return what stands before the token that a row chooses."""
+        return self.sequences[self._rows[row]]
+
+    def truncate_sequence(self, seq: int, n: int) -> None:
+        """Cut a sequence; the logits are gone."""
+        assert n <= len(self.sequences[seq])
+        del self.sequences[seq][n:], self._cells[seq][n:]
+        self._rows = {}
+
+    def copy_sequence(self, src: int, dst: int, n: int) -> None:
+        """Share cells."""
+        assert src != dst
+        assert n <= len(self.sequences[src])
+        self.sequences[dst], self._cells[dst] = self.sequences[src][:n], self._cells[src][:n]
+
+
+class FakeSampler:
+    """Chooses what `next_token` says."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.error: Exception | None = None
+
+    def sample(self, context: FakeContext, row: int | None = None) -> int:
+        """Return the token after a row."""
+        assert not self.closed
+        if self.error is not None:
+            raise self.error
+        return next_token(context.content_of_row(row))
+
+    def close(self) -> None:
+        """May be called again."""
+        self.closed = True
+
+
+class Writer:
+    """Counts, and ends an answer at token 0 or where there is no room."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, chosen: Choice, last: bool) -> Event:
+        """Return what the caller sees."""
+        token = chosen.token
+        if token == END:
+            return Event(None, "eog", self.n)
+        self.n += 1
+        return Event(token, "length" if last else None, self.n)
+
+
+class Desk:
+    """A scheduler on fakes, and what its callers got."""
+
+    def __init__(self, n_running=3, prefix_cells=24, embedding_bytes=1000, **shape: int) -> None:
+        self.context = FakeContext(**shape)
+        self.encoding = FakeEncoding()
+        self.scheduler = Scheduler(
+            self.context,  # type: ignore[arg-type]
+            self.encoding,  # type: ignore[arg-type]
+            n_running=n_running,
+            prefix_cells=prefix_cells,
+            embedding_bytes=embedding_bytes,
+            clock=lambda: 0.0,
+        )
+        self.got: dict[Request, list[Event]] = {}
+
+    def ask(self, *pieces: Any, max_tokens: int | None = 8, **options: Any) -> Request:
+        """Submit a request."""
+        request = Request(pieces, FakeSampler(), Writer(), max_tokens=max_tokens, **options)  # type: ignore[arg-type]
+        self.got[request] = []
+        self.scheduler.submit(request)
+        return request
+
+    def take(self, request: Request) -> None:
+        """Take everything that waits for a caller."""
+        while not request.events.empty():
+            self.got[request].append(request.events.get())
+
+    def answer(self, request: Request) -> tuple[list[Any], str | None]:
+        """Return the tokens that a caller got, and the reason of the end."""
+        self.take(request)
+        events = self.got[request]
+        return [e.item for e in events if e.item is not None], events[-1].reason if events else None
+
+    def finish(self, limit: int = 2000) -> None:
+        """Go on until nobody is left."""
+        for _ in range(limit):
+            for request in self.got:
+                self.take(request)
+            if self.scheduler.idle:
+                return
+            if not self.scheduler.step():
+                self.encoding.run()
+        raise AssertionError(
+            f"not done after {limit} steps: {self.scheduler.running, self.scheduler.waiting}"
+        )
+
+    def check(self) -> None:
+        """Compare the scheduler's books with the context's."""
+        assert self.scheduler.stats().cells == self.context.used
+        for request in self.scheduler.running:
+            assert request.sequence is not None
+            held = self.context.sequences[request.sequence.id]
+            assert len(held) == request.n_done == request.sequence.n_tokens
+
+    def close(self) -> None:
+        """End everything; no cell and no sequence may be left."""
+        self.scheduler.close()
+        assert self.context.used == 0
+        assert not any(self.context.sequences)
+        assert all(request.sampler.closed for request in self.got)

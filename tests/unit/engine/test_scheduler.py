@@ -1,0 +1,350 @@
+"""Scheduler: who is evaluated when, on a scripted mix of requests and a clock that stands still."""
+
+from __future__ import annotations
+
+import pytest
+from support.fake_engine import Desk, FakeImage, answer_to
+
+from llava_native.errors import DecodeError, GrammarError, InvalidInputError, PromptTooLongError
+
+# prompts whose answers are longer than what the tests look at
+LONG = [[n] for n in range(200, 400) if len(answer_to([[n]], 40)[0]) >= 30]
+A, B, C, D = LONG[:4]
+
+
+@pytest.fixture
+def desk():
+    made = Desk()
+    yield made
+    made.close()
+
+
+def expect(desk, request, *pieces, max_tokens=8):
+    assert desk.answer(request) == answer_to(pieces, max_tokens, desk.context.n_ctx_seq)
+
+
+def test_one_request(desk):
+    request = desk.ask(A)
+    desk.finish()
+    expect(desk, request, A)
+    assert request.sampler.closed
+    assert request.first_token_s == 0.0
+
+
+def test_everybody_gets_a_token_a_step(desk):
+    requests = [desk.ask(p, max_tokens=12) for p in (A, B, C)]
+    for _ in range(5):
+        desk.scheduler.step()
+    assert [len(desk.answer(r)[0]) for r in requests] == [5, 5, 5]
+    # one call of the library for all of them
+    assert desk.context.calls[-1] == [(0, 1), (1, 1), (2, 1)]
+    desk.finish()
+    for request, prompt in zip(requests, (A, B, C), strict=True):
+        expect(desk, request, prompt, max_tokens=12)
+
+
+def test_first_come_first_served(desk):
+    requests = [desk.ask(p, max_tokens=6) for p in (A, B, C, D)]
+    desk.scheduler.step()
+    assert desk.scheduler.running == requests[:3]
+    assert desk.scheduler.waiting == requests[3:]
+    order = []
+    for request in requests:
+        request.on_end = lambda r=request: order.append(r)
+    desk.finish()
+    assert order == requests
+    assert desk.scheduler.stats().finished == 4
+
+
+def test_a_long_prompt_is_cut_while_others_are_answered():
+    desk = Desk(n_ctx=256)
+    first = desk.ask(A, max_tokens=30)
+    desk.scheduler.step()
+    prompt = list(range(101, 141))
+    second = desk.ask(prompt)
+    seen = []
+    while not desk.answer(second)[0]:
+        desk.scheduler.step()
+        seen.append(len(desk.answer(first)[0]))
+    assert seen == [2, 3, 4]  # 40 tokens in slices of 16, and the stream never stopped
+    assert [call[1][1] for call in desk.context.calls[-3:]] == [16, 16, 8]
+    desk.finish()
+    expect(desk, first, A, max_tokens=30)
+    expect(desk, second, prompt)
+    desk.close()
+
+
+def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
+    desk.scheduler._slice = 4
+    first = desk.ask(A, max_tokens=30)
+    desk.scheduler.step()
+    image = FakeImage("cat", 10)
+    second = desk.ask([7], image, [8])
+    while not desk.answer(second)[0]:
+        if not desk.encoding.run():
+            desk.scheduler.step()
+    slices = [call for call in desk.context.calls if isinstance(call, tuple)]
+    assert slices == [(1, "cat", 0, 4), (1, "cat", 4, 8), (1, "cat", 8, 10)]
+    at = [desk.context.calls.index(call) for call in slices]
+    assert at[1] - at[0] == at[2] - at[1] == 2  # a token of the first one between them
+    desk.finish()
+    expect(desk, first, A, max_tokens=30)
+    expect(desk, second, [7], image, [8])
+
+
+def test_an_image_alone_is_not_cut(desk):
+    desk.scheduler._slice = 4
+    desk.ask([7], FakeImage("cat", 10), [8])
+    desk.finish()
+    assert (0, "cat", 0, 10) in desk.context.calls
+
+
+def test_a_request_whose_image_is_not_ready_holds_nobody_up(desk):
+    slow = desk.ask(FakeImage("cat"), [8])
+    quick = desk.ask(A)
+    for _ in range(3):
+        desk.scheduler.step()
+    assert len(desk.answer(quick)[0]) == 3
+    assert desk.answer(slow)[0] == []
+    desk.finish()
+    expect(desk, slow, FakeImage("cat"), [8])
+
+
+def test_a_prompt_that_ends_with_an_image(desk):
+    request = desk.ask([7], FakeImage("cat"))
+    desk.finish()
+    expect(desk, request, [7], FakeImage("cat"))
+
+
+def test_images_that_many_want_are_encoded_once(desk):
+    requests = [desk.ask([5], FakeImage("cat"), [n]) for n in range(10, 13)]
+    desk.finish()
+    assert desk.encoding.encoded == ["cat"]
+    stats = desk.scheduler.stats()
+    assert (stats.images_encoded, stats.images_joined) == (1, 2)
+    for n, request in enumerate(requests):
+        expect(desk, request, [5], FakeImage("cat"), [10 + n])
+
+
+def test_a_beginning_that_is_being_evaluated_is_waited_for():
+    desk = Desk(n_ctx=256, n_batch=64, prefix_cells=128)
+    image = FakeImage("cat", 40)
+    requests = [desk.ask([5], image, [n], max_tokens=4) for n in range(10, 13)]
+    desk.finish()
+    rows = [call for call in desk.context.calls if isinstance(call, tuple)]
+    assert sum(stop - start for _, _, start, stop in rows) == 40
+    assert [r.n_cached for r in requests] == [0, 41, 41]
+    for n, request in enumerate(requests):
+        expect(desk, request, [5], image, [10 + n], max_tokens=4)
+    desk.close()
+
+
+def test_an_image_that_the_prefix_cache_has_is_not_encoded():
+    desk = Desk(embedding_bytes=0)
+    for n in (10, 11, 12):
+        request = desk.ask([5], FakeImage("cat"), [n])
+        desk.finish()
+        expect(desk, request, [5], FakeImage("cat"), [n])
+    assert desk.encoding.encoded == ["cat"]
+    assert request.n_cached == 7
+    desk.close()
+
+
+@pytest.mark.parametrize("prefix_cells", [0, 6, 24, 64])
+def test_the_cache_changes_no_answer(prefix_cells):
+    desk = Desk(prefix_cells=prefix_cells)
+    for tail in range(6):
+        pieces = [1, 2, 3, 4], FakeImage("cat"), [5, tail // 2, tail]
+        request = desk.ask(*pieces)
+        desk.finish()
+        expect(desk, request, *pieces)
+        desk.check()
+    cached = desk.scheduler.stats().cached_tokens
+    assert (cached > 0) == (prefix_cells > 0)
+    desk.close()
+
+
+def test_old_prefixes_make_room(desk):
+    for n in range(12):
+        prompt = list(range(100 * n, 100 * n + 15))
+        request = desk.ask(prompt)
+        desk.finish()
+        expect(desk, request, prompt)
+        desk.check()
+    assert desk.scheduler.stats().evicted > 0
+    whole = list(range(50))  # nearly all cells
+    request = desk.ask(whole, max_tokens=None)
+    desk.finish()
+    expect(desk, request, whole, max_tokens=None)
+
+
+def test_running_requests_make_room_for_older_ones():
+    desk = Desk(n_ctx=64, n_running=3)
+    requests = [desk.ask(p, max_tokens=40) for p in (A, B, C)]
+    order = []
+    for request in requests:
+        request.on_end = lambda r=request: order.append(r)
+    desk.finish()
+    assert order == requests
+    for request, prompt in zip(requests, (A, B, C), strict=True):
+        expect(desk, request, prompt, max_tokens=40)
+    assert desk.scheduler.stats().preempted > 0
+    desk.close()
+
+
+def test_a_context_that_is_full_against_all_reckoning(desk):
+    """The library finds no cells though there should be some: prefixes go, and the request goes on."""
+    first = desk.ask(list(range(20)))
+    desk.finish()
+    expect(desk, first, list(range(20)))
+    desk.context.n_ctx = 24  # what the prefix takes; the scheduler knows of more
+    request = desk.ask(A)
+    desk.finish()
+    expect(desk, request, A)
+    assert desk.scheduler.stats().evicted > 0
+
+
+# -- pausing
+
+
+def test_a_caller_that_does_not_keep_up_pauses_its_request(desk):
+    request = desk.ask(A, max_tokens=30, run_ahead=4)
+    steps = 0
+    while desk.scheduler.step():
+        steps += 1
+    assert steps == request.events.qsize() == 4
+    desk.take(request)
+    assert desk.scheduler.step()
+    desk.finish()
+    expect(desk, request, A, max_tokens=30)
+
+
+def test_a_paused_request_gives_its_place_to_those_who_wait():
+    desk = Desk(n_running=1)
+    slow = desk.ask(A, max_tokens=30, run_ahead=4)
+    while desk.scheduler.step():
+        pass
+    quick = desk.ask(B, max_tokens=4)
+    while desk.scheduler.step():
+        pass
+    assert desk.answer(quick) == answer_to([B], 4)
+    assert not slow.ended
+    desk.finish()
+    expect(desk, slow, A, max_tokens=30)
+    assert desk.scheduler.stats().preempted == 1
+    desk.close()
+
+
+# -- ends
+
+
+@pytest.mark.parametrize("jobs", range(4))
+def test_cancelled_at_any_stage(desk, jobs):
+    image = FakeImage("cat")
+    request = desk.ask([7], image, [8], max_tokens=30)
+    other = desk.ask(A, max_tokens=30)
+    desk.scheduler.step()
+    for _ in range(jobs):  # prepared, encoded, then running
+        desk.encoding.run()
+        desk.scheduler.step()
+    request.stop.cancel()
+    desk.scheduler.step()
+    assert request.ended
+    assert request.sampler.closed
+    assert desk.answer(request)[1] == "cancelled"
+    desk.finish()
+    expect(desk, other, A, max_tokens=30)
+    again = desk.ask([7], FakeImage("cat"), [8])
+    desk.finish()
+    expect(desk, again, [7], FakeImage("cat"), [8])
+
+
+def test_an_encode_goes_on_while_somebody_wants_it(desk):
+    one, two = (desk.ask(FakeImage("cat"), [n]) for n in (1, 2))
+    desk.scheduler.step()
+    assert desk.encoding.run()
+    assert desk.encoding.run()  # both prepared
+    one.stop.cancel()
+    desk.scheduler.step()
+    desk.finish()
+    expect(desk, two, FakeImage("cat"), [2])
+    assert desk.encoding.encoded == ["cat"]
+
+
+def test_an_encode_that_nobody_wants_is_stopped(desk):
+    one = desk.ask(FakeImage("cat"), [1])
+    desk.scheduler.step()
+    desk.encoding.run()
+    one.stop.cancel()
+    desk.scheduler.step()
+    while desk.encoding.run():
+        pass
+    assert desk.encoding.encoded == []
+
+
+def test_an_encode_that_was_stopped_is_begun_again_for_the_next(desk):
+    one, two = (desk.ask(FakeImage("cat"), [n]) for n in (1, 2))
+    desk.scheduler.step()
+    desk.encoding.run()  # the first is prepared, and its encode begun
+    one.stop.cancel()
+    desk.scheduler.step()
+    desk.finish()
+    expect(desk, two, FakeImage("cat"), [2])
+    assert desk.encoding.encoded == ["cat"]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "encode"])
+def test_a_bad_image_ends_its_request_only(desk, stage):
+    bad = desk.ask(FakeImage("dog", fails=stage), [1])
+    good = desk.ask(FakeImage("cat"), [1])
+    desk.finish()
+    assert isinstance(desk.got[bad][-1].error, ValueError if stage == "prepare" else DecodeError)
+    expect(desk, good, FakeImage("cat"), [1])
+    assert desk.scheduler.stats().failed == 1
+
+
+def test_a_failing_evaluation_ends_the_culprit_only(desk):
+    good, bad, other = desk.ask(A), desk.ask([999]), desk.ask(B)
+    desk.context.broken = {999}
+    desk.finish()
+    assert isinstance(desk.got[bad][-1].error, DecodeError)
+    expect(desk, good, A)
+    expect(desk, other, B)
+
+
+def test_a_failing_sampler_or_writer_ends_its_request_only(desk):
+    good, bad = desk.ask(A), desk.ask(B)
+    bad.sampler.error = GrammarError("no token is left")
+    worse = desk.ask(C)
+    worse.write = lambda *_: 1 / 0
+    desk.finish()
+    assert isinstance(desk.got[bad][-1].error, GrammarError)
+    assert isinstance(desk.got[worse][-1].error, ZeroDivisionError)
+    expect(desk, good, A)
+
+
+def test_prompts_that_cannot_be(desk):
+    empty = desk.ask()
+    long = desk.ask(list(range(30)), FakeImage("cat", 34))
+    desk.finish()
+    assert isinstance(desk.got[empty][-1].error, InvalidInputError)
+    error = desk.got[long][-1].error
+    assert isinstance(error, PromptTooLongError)
+    assert (error.n_tokens, error.n_ctx) == (64, 64)
+
+
+def test_a_full_context_is_the_end(desk):
+    prompt = list(range(40))
+    request = desk.ask(prompt, max_tokens=None)
+    desk.finish()
+    expect(desk, request, prompt, max_tokens=None)
+
+
+def test_closing_ends_all():
+    desk = Desk()
+    requests = [desk.ask(p) for p in (A, B, C, D)] + [desk.ask(FakeImage("cat"), [1])]
+    desk.scheduler.step()
+    desk.close()
+    assert all(r.ended for r in requests)
+    assert all(desk.answer(r)[1] is None and desk.got[r][-1].error for r in requests)
+    assert desk.encoding.closed
