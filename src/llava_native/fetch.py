@@ -218,7 +218,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[str]:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answers.put(list(dict.fromkeys(str(address[0]) for *_, address in found)))
-        except BaseException as exc:  # noqa: BLE001 - raised again by the one who waits
+        except BaseException as exc:  # raised again by the one who waits
             answers.put(exc)
 
     threading.Thread(target=ask, name="llava_native-resolve", daemon=True).start()

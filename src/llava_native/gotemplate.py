@@ -18,6 +18,7 @@ _TOKEN: Final = re.compile(
     r"|(?P<field>(?:\$\w*|\.)?(?:\.?\w+)(?:\.\w+)*|\$|\.))"
 )
 
+
 @dataclasses.dataclass(frozen=True)
 class Literal:
     """Text that is written as it is."""

@@ -82,7 +82,7 @@ def download(
         encoder = None if mmproj is False else _choose_mmproj(repo, files, mmproj, wanted)
         paths = {
             name: Path(hub.hf_hub_download(filename=name, local_files_only=offline, **common))
-            for name in [*_parts(files, wanted), *([encoder] if encoder else [])]
+            for name in [*_parts(wanted), *([encoder] if encoder else [])]
         }
     found = Downloaded(paths[wanted], paths[encoder] if encoder else None)
     read_pair([path for path in found if path is not None])  # a file that was cut short shows here
@@ -173,7 +173,7 @@ def _is_first(name: str) -> bool:
     return part is None or int(part[1]) == 1
 
 
-def _parts(files: Sequence[str], wanted: str) -> list[str]:
+def _parts(wanted: str) -> list[str]:
     """Return all files of a split model."""
     part = _PART.search(wanted)
     if part is None:

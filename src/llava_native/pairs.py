@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 def is_mmproj(header: GGUFHeader) -> bool:
     """Tell whether a file calls itself an image encoder."""
-    return header.get("general.architecture") == "clip"
+    return bool(header.get("general.architecture") == "clip")
 
 
 def read_pair(paths: Sequence[str | os.PathLike[str]]) -> Pair:

@@ -261,7 +261,7 @@ def find(name: str) -> NamedModel:
         raise ModelNotFoundError(f"there is no model {name}; created are: {known}") from None
     except OSError as exc:
         raise StoreError(f"{path} cannot be read: {exc.strerror}") from exc
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise StoreError(f"{path} is not a regular file")
         data = file.read(MAX_BYTES)
@@ -313,21 +313,21 @@ def _write(made: NamedModel) -> None:
     content = json.dumps({"version": VERSION, **dataclasses.asdict(made)}, indent=1, ensure_ascii=False)
     descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content + "\n")
             file.flush()
             os.fsync(descriptor)
-        os.replace(temporary, _path(made.name))
+        Path(temporary).replace(_path(made.name))
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            Path(temporary).unlink()
         raise
 
 
 def _from_json(found: Mapping[str, Any]) -> NamedModel:
     if found["version"] != VERSION:
         raise ValueError(f"version {found['version']!r}; this package reads {VERSION}")
-    refs = {key: found[key] and FileRef(**found[key]) for key in ("model", "mmproj")}
+    refs: dict[str, Any] = {key: found[key] and FileRef(**found[key]) for key in ("model", "mmproj")}
     fields = {field.name for field in dataclasses.fields(NamedModel)}
     said = {key: value for key, value in found.items() if key in fields and key not in refs}
     for key, options in (("load", LOAD_OPTIONS), ("answer", ANSWER_OPTIONS)):

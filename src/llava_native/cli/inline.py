@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["split_images"]
 
@@ -80,24 +80,25 @@ def _bare(prompt: str, least: int, end: int) -> tuple[int, str] | None:
                 return at, found
     # none exists: a name is one word, spaces after a backslash included
     words = (start for start in reversed(starts) if not prompt[:start].endswith("\\ "))
-    start = next(words, None)
-    if start is None or (prompt[start] == "." and "/" not in prompt[start:end]):  # "the .png format"
-        return None
-    return start, _missing(prompt[start:end])
+    for start in words:
+        if prompt[start] != "." or "/" in prompt[start:end]:  # not "the .png format"
+            _missing(prompt[start:end])
+        break
+    return None
 
 
 def _existing(name: str) -> str | None:
     """Return the path of the file that a name means."""
     for path in (name, re.sub(r"\\(.)", r"\1", name)):
-        expanded = os.path.expanduser(path)
         try:
-            if Path(expanded).is_file():
-                return expanded
-        except (OSError, ValueError):  # too long, or with a NUL: no name
+            expanded = Path(path).expanduser()
+            if expanded.is_file():
+                return str(expanded)
+        except (OSError, ValueError, RuntimeError):  # too long, or with a NUL: no name
             continue
     return None
 
 
-def _missing(name: str) -> str:
+def _missing(name: str) -> NoReturn:
     what = "there is no such image (--text takes a prompt as words only)"
     raise FileNotFoundError(errno.ENOENT, what, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 
@@ -35,7 +36,8 @@ def list_models(as_json: bool) -> int:
     from llava_native import store
     from llava_native.errors import StoreError
 
-    rows, failures = [], 0
+    rows: list[dict[str, Any]] = []
+    failures = 0
     for name in store.names():
         try:
             found = store.find(name)
@@ -43,8 +45,9 @@ def list_models(as_json: bool) -> int:
             print(f"llava-native: {exc}", file=sys.stderr)
             failures += 1
             continue
+        mmproj = found.mmproj.path if found.mmproj else None
         row = {"name": name, "size": found.size, "created": found.created, "model": found.model.path}
-        rows.append({**row, "mmproj": found.mmproj.path if found.mmproj else None})
+        rows.append({**row, "mmproj": mmproj})
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:

@@ -103,7 +103,7 @@ def _file(header: GGUFHeader, metadata: bool) -> dict[str, Any]:
         "called": header.get("general.name"),
         "parameters": sum(_n_values(tensor.shape) for tensor in header.tensors.values()),
         "quantisation": _FILE_TYPES.get(header.get("general.file_type")),
-        "weights": {kind: size for kind, size in sizes.most_common()},
+        "weights": dict(sizes.most_common()),
         "size": header.file_size,
     }
     found |= _encoder(header) if is_mmproj(header) else _text(header)
