@@ -97,7 +97,9 @@ def _flatten(nodes: tuple[Node, ...]) -> Iterator[str]:
         elif isinstance(node, Output) and isinstance(node.value, Value):
             yield node.value.text
         elif isinstance(node, Block) and node.kind == "if" and not node.otherwise:
-            yield from _flatten(node.body)
+            inside = list(_flatten(node.body))
+            about = isinstance(node.value, Value) and node.value.text in inside  # {{ if .Prompt }} its prompt
+            yield from inside if about else "?"
         else:
             yield "?"  # no named template has it
 

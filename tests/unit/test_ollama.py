@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from llava_native.sandbox import BoundedTemplate
-from llava_native.templates import BUILTIN
 from support.seeds import LLAMA_3_TEMPLATE, PHI_3_TEMPLATE
 
 from llava_native.errors import TemplateError
 from llava_native.ollama import to_chat_template, to_jinja
+from llava_native.sandbox import BoundedTemplate
+from llava_native.templates import BUILTIN
 
 
 def render(source, *messages, jinja=None):
@@ -68,7 +68,8 @@ CASES = {
         "Be brief.\nUSER: What is it?\nASSISTANT: A cat.\nUSER: Which colour?\nASSISTANT: ",
     ),
     "trimmed": (
-        "{{- if .System }}\n  S: {{ .System }}\n{{- end }}\n\n{{- if .Prompt }}\nU: {{ .Prompt -}}\n{{ end }}|A:",
+        "{{- if .System }}\n  S: {{ .System }}\n{{- end }}\n\n{{- if .Prompt }}\nU: "
+        "{{ .Prompt -}}\n{{ end }}|A:",
         "\n  S: Be brief.\nU: What is it?|A:A cat.\nU: Which colour?|A:",
     ),
     "else": (
@@ -84,8 +85,8 @@ CASES = {
         '{{ if eq .Prompt "What is it?" "x" }}3{{ end }}{{ .Response }}|',
         "123A cat.|2",
     ),
-    "variables": ('{{ $s := "a" }}{{ if .System }}{{ $s = "b" }}{{ end }}{{ $s }}{{ .Prompt }}{{ .Response }}',
-                  "bWhat is it?A cat.aWhich colour?"),
+    "variables": ('{{ $s := "a" }}{{ if .System }}{{ $s = "b" }}{{ end }}{{ $s }}{{ .Prompt }}'
+                  "{{ .Response }}", "bWhat is it?A cat.aWhich colour?"),
     "comments, with, raw strings": (
         '{{/* }} a comment */}}{{ with .System }}[{{ . }}]{{ end }}{{ `"{{ }}"` }}{{ "\\t" }}{{ .Prompt }}'
         "{{- /* more */ -}}  {{ .Response }}",
@@ -148,15 +149,17 @@ def test_templates_of_messages():
 def test_templates_of_both_forms_use_the_new_one():
     source = (
         "{{ if .Messages }}{{ if or .System .Tools }}[{{ .System }}]{{ end }}{{ range .Messages }}"
-        "{{ if ne .Role `system` }}{{ .Content }};{{ end }}{{ end }}{{ else }}{{ .Suffix.x }}{{ .Response }}{{ end }}"
+        "{{ if ne .Role `system` }}{{ .Content }};{{ end }}{{ end }}{{ else }}"
+        "{{ .Suffix.x }}{{ .Response }}{{ end }}"
     )
     assert render(source, SYSTEM, ASKS) == "[Be brief.]What is it?;"
     assert render(source, ASKS) == "What is it?;"
 
 
 def test_the_index_and_else_of_range():
-    source = "{{ range $i, $m := .Messages }}{{ $i }}{{ $m.Content }}{{ else }}none{{ end }}{{ index .Messages 0 | len }}"
-    assert render(source, ASKS, AGAIN) == "0What is it?1Which colour?2"
+    source = "{{ range $i, $m := .Messages }}{{ $i }}{{ $m.Content }}{{ else }}none{{ end }}"
+    assert render(source, ASKS, AGAIN) == "0What is it?1Which colour?"
+    assert render("{{ range (slice .Messages 2) }}{{ else }}none{{ end }}", ASKS, AGAIN) == "none"
 
 
 # -- what is refused

@@ -210,7 +210,7 @@ def test_a_file_that_was_only_touched_or_moved_back(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: [], lambda m: {}, lambda m: m | {"version": 99}, lambda m: m | {"model": None},
+        lambda m: [m], lambda m: {"a": m}, lambda m: m | {"version": 99}, lambda m: m | {"model": None},
         lambda m: m | {"model": {"path": "x"}}, lambda m: m | {"messages": [1]}, lambda m: m | {"load": []},
         lambda m: m | {"load": {"kv_overrides": {}}}, lambda m: m | {"answer": {"image": 1}},
         lambda m: m | {"name": "b"}, lambda m: {k: v for k, v in m.items() if k != "answer"},
