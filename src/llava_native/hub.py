@@ -77,7 +77,11 @@ def download(
     offline = offline or bool(hub.constants.HF_HUB_OFFLINE)
     common: dict[str, Any] = {"repo_id": repo, "revision": revision, "token": token, "cache_dir": cache_dir}
     with _reported(hub, repo, offline):
-        files = _cached_files(hub, common) if offline else _hub_files(hub, repo, revision, token)
+        files = (
+            _cached_files(hub, repo, revision, cache_dir)
+            if offline
+            else hub.HfApi(token=token).list_repo_files(repo, revision=revision)
+        )
         wanted = _choose(repo, files, filename, quant)
         encoder = None if mmproj is False else _choose_mmproj(repo, files, mmproj, wanted)
         paths = {
@@ -103,14 +107,22 @@ def _import_hub() -> ModuleType:
     return huggingface_hub
 
 
-def _hub_files(hub: ModuleType, repo: str, revision: str | None, token: str | bool | None) -> list[str]:
-    files: list[str] = hub.HfApi(token=token).list_repo_files(repo, revision=revision)
-    return files
-
-
-def _cached_files(hub: ModuleType, common: dict[str, Any]) -> list[str]:
-    folder = Path(hub.snapshot_download(local_files_only=True, **common))
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+def _cached_files(
+    hub: ModuleType, repo: str, revision: str | None, cache_dir: str | os.PathLike[str] | None
+) -> list[str]:
+    """Return the files of a repository that are in the cache."""
+    try:
+        repos = hub.scan_cache_dir(cache_dir).repos
+    except hub.errors.CacheNotFound:
+        repos = frozenset()
+    for cached in repos:
+        if (cached.repo_type, cached.repo_id) != ("model", repo):
+            continue
+        for known in cached.revisions:
+            if (revision or "main") in (*known.refs, known.commit_hash):
+                folder = known.snapshot_path
+                return [file.file_path.relative_to(folder).as_posix() for file in known.files]
+    raise DownloadError(f"the cache has nothing of {repo}, and this is offline")
 
 
 def _choose(repo: str, files: Sequence[str], filename: str | None, quant: str | None) -> str:
@@ -202,9 +214,13 @@ def _reported(hub: ModuleType, repo: str, offline: bool) -> Iterator[None]:
         raise InvalidInputError(f"{repo!r} is not the name of a repository: {exc}") from exc
     except errors.HfHubHTTPError as exc:
         raise DownloadError(f"{repo} cannot be fetched: {exc}") from exc
-    except OSError as exc:  # requests and httpx errors: some are, some are not
+    except DownloadError:
+        raise
+    except OSError as exc:  # some of its network errors are, some are not
         raise DownloadError(f"{repo} cannot be fetched: {exc}") from exc
     except Exception as exc:
-        if type(exc).__module__.partition(".")[0] not in ("httpx", "requests", "urllib3", "httpcore"):
+        if not type(exc).__module__.startswith(
+            ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
+        ):
             raise
         raise DownloadError(f"{repo} cannot be fetched: {exc or type(exc).__name__}") from exc
