@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal, NamedTuple
@@ -14,9 +14,10 @@ from typing import Any, Final, Literal, NamedTuple
 from llava_native.errors import DownloadError, InvalidInputError
 from llava_native.pairs import read_pair
 
-__all__ = ["Downloaded", "download"]
+__all__ = ["Downloaded", "download", "opening"]
 
 _PREFERRED: Final = ("int4", "q4_k_m")  # as Ollama and llama.cpp choose
+_OPTIONS: Final = ("quant", "revision", "token", "cache_dir", "offline")  # of download
 _PART: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -91,6 +92,16 @@ def download(
     found = Downloaded(paths[wanted], paths[encoder] if encoder else None)
     read_pair([path for path in found if path is not None])  # a file that was cut short shows here
     return found
+
+
+def opening(
+    repo: str, filename: str | None, mmproj: str | Literal[False] | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what ``Llava(**…)`` takes for a model of the hub; `options` are those of both."""
+    others = {name: value for name, value in options.items() if name not in _OPTIONS}
+    wanted = {name: value for name, value in options.items() if name in _OPTIONS}
+    found = download(repo, filename, mmproj, **wanted)
+    return {"model": found.model, "mmproj": found.mmproj, **others}
 
 
 def _import_hub() -> ModuleType:

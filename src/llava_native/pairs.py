@@ -10,6 +10,7 @@ from llava_native.errors import EmbeddingMismatchError, ModelFormatError
 from llava_native.gguf import GGUFHeader, read_header
 from llava_native.preflight.mmproj import MmprojInfo, check_mmproj
 from llava_native.preflight.text import TextModelInfo, check_text_model
+from llava_native.profiles import assumed_mmproj_keys
 
 __all__ = ["Pair", "is_mmproj", "read_pair"]
 
@@ -59,7 +60,7 @@ def read_pair(paths: Sequence[str | os.PathLike[str]]) -> Pair:
     text_info = check_text_model(texts[0])
     if not encoders:
         return Pair(texts[0], text_info, None, None)
-    mmproj_info = check_mmproj(encoders[0])
+    mmproj_info = check_mmproj(encoders[0], assumed=assumed_mmproj_keys(encoders[0]))
     if mmproj_info.n_embd != text_info.n_embd:
         raise EmbeddingMismatchError(
             f"the rows of {encoders[0].path} have {mmproj_info.n_embd} floats, and {texts[0].path} takes "

@@ -284,3 +284,8 @@ def test_usage_of_pull(pull, arguments):
 
 def test_the_errors_class():
     assert issubclass(DownloadError, OSError)
+
+
+def test_what_llava_opens(fake, repo):
+    wanted = {"model": repo / f"{STEM}-f16.gguf", "mmproj": repo / f"{STEM}-mmproj-f16.gguf", "n_ctx": 512}
+    assert hub.opening(REPO, None, None, {"quant": "f16", "n_ctx": 512}) == wanted

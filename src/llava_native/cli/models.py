@@ -46,8 +46,8 @@ def list_models(as_json: bool) -> int:
             failures += 1
             continue
         mmproj = found.mmproj.path if found.mmproj else None
-        row = {"name": name, "size": found.size, "created": found.created, "model": found.model.path}
-        rows.append({**row, "mmproj": mmproj})
+        row: dict[str, Any] = {"name": name, "size": found.size, "created": found.created}
+        rows.append({**row, "model": found.model.path, "mmproj": mmproj})
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:

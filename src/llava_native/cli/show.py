@@ -132,18 +132,17 @@ def _text(header: GGUFHeader) -> dict[str, Any]:
 
 def _encoder(header: GGUFHeader) -> dict[str, Any]:
     from llava_native.preflight.mmproj import check_mmproj
-    from llava_native.profiles import complete_mmproj
+    from llava_native.profiles import assumed_mmproj_keys
 
-    whole = complete_mmproj(header)
-    info = check_mmproj(whole)
-    supplied = [key for key in whole.metadata if key not in header.metadata]
+    assumed = assumed_mmproj_keys(header)
+    info = check_mmproj(header, assumed=assumed)
     return {
         "image size": f"{info.image_size} x {info.image_size}, patches of {info.patch_size}",
         "rows of an image": info.n_patches if info.is_llava15 else f"{info.n_patches} a tile",
         "embedding length": info.n_embd,
         "blocks": info.n_layer,
         "projector": info.projector_type,
-        "supplied": {key: _plain(whole.get(key)) for key in supplied} or None,
+        "supplied": ", ".join(sorted(assumed)) or None,
     }
 
 
