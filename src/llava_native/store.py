@@ -25,7 +25,18 @@ from llava_native.gguf import GGUFHeader, read_header
 from llava_native.modelfile import ANSWER_OPTIONS, LOAD_OPTIONS, Modelfile, read_modelfile
 from llava_native.pairs import read_pair
 
-__all__ = ["FileRef", "NamedModel", "copy", "create", "find", "home", "names", "register", "remove"]
+__all__ = [
+    "FileRef",
+    "NamedModel",
+    "copy",
+    "create",
+    "find",
+    "home",
+    "names",
+    "normalise",
+    "register",
+    "remove",
+]
 
 VERSION: Final = 1
 MAX_BYTES: Final = 16 << 20

@@ -9,6 +9,7 @@ from .tiny_models import CHAT_TEMPLATES, TinyLlava, Vocab, write_mmproj, write_t
 
 Seed = Literal["llava-phi-3-mini", "llava-llama-3-8b-v1_1"]
 VOCABS: dict[Seed, Vocab] = {"llava-phi-3-mini": "phi-3", "llava-llama-3-8b-v1_1": "llama-bpe"}
+ENDS: dict[Seed, int] = {"llava-phi-3-mini": 32007, "llava-llama-3-8b-v1_1": 128009}  # of a turn
 PHI_3_TEMPLATE = """{{ if .System }}<|system|>
 {{ .System }}<|end|>
 {{ end }}{{ if .Prompt }}<|user|>
@@ -42,11 +43,13 @@ def modelfile(seed: Seed, quant: Literal["f16", "int4"] = "int4") -> str:
 def write_seed(folder: Path, seed: Seed, *, own_template: bool = True, n_seed: int = 0) -> TinyLlava:
     """Write what a card has its reader download: two text models, an mmproj and two Modelfiles.
 
-    The text models are the same one under both names.
+    The text models are the same one under both names, and their answers end soon.
     """
     vocab = VOCABS[seed]
     template = CHAT_TEMPLATES[vocab] if own_template else None
-    text = write_text_model(folder / f"{seed}-int4.gguf", vocab=vocab, chat_template=template, seed=n_seed)
+    text = write_text_model(
+        folder / f"{seed}-int4.gguf", vocab=vocab, chat_template=template, seed=n_seed, likely=ENDS[seed]
+    )
     (folder / f"{seed}-f16.gguf").hardlink_to(text.path)
     mmproj = write_mmproj(folder / f"{seed}-mmproj-f16.gguf", n_embd_text=text.params.n_embd, seed=n_seed)
     for quant in ("f16", "int4"):

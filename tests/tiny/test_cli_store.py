@@ -302,6 +302,17 @@ def test_failures_of_run(run, prompt, says):
     assert says in err
 
 
+def test_an_image_for_a_model_without_an_encoder(run, tmp_path, small):
+    (tmp_path / "M").write_text(f"FROM {small / 'text.gguf'}\n")
+    status, _, err = run("create", "blind", "-f", tmp_path / "M")
+    assert status == 0
+    assert "add a FROM line with its mmproj" in err
+    assert run("run", "blind", "Hello", *GREEDY)[0] == 0
+    status, out, err = run("run", "blind", "a.png x")
+    assert (status, out) == (1, "")
+    assert "no mmproj" in err
+
+
 def test_an_image_from_the_web(run, small, prompts):
     from support.http_server import serving
 
@@ -401,13 +412,15 @@ def test_half_a_pair_is_wrong_usage(run, arguments):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="terminals")
-def test_at_a_terminal(small, tmp_path):
+def test_at_a_terminal(pair, small, tmp_path):
     """Ctrl-C stops an answer, not the program; the next one comes, and Ctrl-D leaves."""
     import pty
 
     primary, secondary = pty.openpty()
     environment = {**os.environ, "LLAVA_NATIVE_HOME": str(tmp_path / "home"), "TERM": "dumb"}
-    command = [*COMMAND, "chat", *MODELS, "-c", "4096", "-n", "4000", "--temp", "2", "-t", "1", "--timings"]
+    # a vocabulary of 32,064 tokens: the model's own end does not come before Ctrl-C does
+    models = ("-m", pair.text.path, "--mmproj", pair.mmproj.path)
+    command = [*COMMAND, "chat", *models, "-c", "4096", "-n", "4000", "--temp", "2", "-t", "1", "--timings"]
     with subprocess.Popen(
         command, cwd=small, stdin=secondary, stdout=secondary, stderr=subprocess.PIPE, env=environment,
         start_new_session=True, preexec_fn=_take_terminal(secondary),

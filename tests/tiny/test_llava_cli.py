@@ -119,6 +119,12 @@ def test_the_cards_lines_run_as_they_are(seeds, seed, line):
         assert special not in done.stdout
 
 
+def test_the_documentation_has_the_cards_lines():
+    text = (Path(__file__).parents[2] / "docs" / "seeds.md").read_text()
+    for _, line in LINES:
+        assert f"\n{line}\n" in text
+
+
 def test_the_phi_3_line_asks_in_the_models_own_template(seeds, monkeypatch, capsys):
     monkeypatch.chdir(seeds["llava-phi-3-mini"])
     assert main_llava_cli([*shlex.split(CARDS["llava-phi-3-mini"][1])[1:], *GREEDY]) == 0

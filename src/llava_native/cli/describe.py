@@ -26,6 +26,7 @@ __all__ = ["describe"]
 @click.option("-p", "--prompt", default="Describe this image.", show_default=True, help="The question.")
 @answer_options
 @load_options
+@click.option("--allow-urls", is_flag=True, help="Fetch images that are named by a URL.")
 @click.option("--timings", is_flag=True, help="Tell on stderr how long each stage took.")
 def describe(
     images: tuple[str, ...],
@@ -35,6 +36,7 @@ def describe(
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
+    allow_urls: bool,
     timings: bool,
     **load: Any,
 ) -> int:
@@ -48,7 +50,7 @@ def describe(
         raise click.UsageError("-m needs the image encoder too: --mmproj MMPROJ")
     options = {"temperature": 0.0} | given(max_tokens=max_tokens, temperature=temperature, seed=seed)
     failures = 0
-    with open_llava(model, mmproj, **given(**load)) as llava:
+    with open_llava(model, mmproj, allow_urls=allow_urls, **given(**load)) as llava:
         for image in images:
             try:
                 with llava.stream(prompt, image=image, **options) as stream:

@@ -73,7 +73,7 @@ def open_llava(model: str | None, mmproj: str | None, **options: Any) -> Llava:
 
     if model is not None:
         return Llava(model, mmproj, **options)
-    llava = Llava.demo(**{name: value for name, value in options.items() if name != "chat_template"})
+    llava = Llava.demo(**options)
     print(f"llava-native: the embedded demo model answers ({llava.model.description})", file=sys.stderr)
     return llava
 
