@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 Answer = Callable[[socket.socket], None]
 
@@ -13,7 +15,11 @@ Answer = Callable[[socket.socket], None]
 class Server:
     """Answers each connection by the function of its path; `requests` are the first lines and headers."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
+        self._tls = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self.answers: dict[str, Answer | bytes] = {}
         self.requests: list[str] = []
         self.stop = threading.Event()
@@ -46,8 +52,12 @@ class Server:
             thread.start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.enter_context(connection)
             connection.settimeout(10)
+            if self._tls is not None:
+                connection = stack.enter_context(self._tls.wrap_socket(connection, server_side=True))
             request = b""
             while b"\r\n\r\n" not in request:
                 part = connection.recv(4096)
@@ -76,9 +86,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Server]:
-    """A server that is closed at the end, with all its threads."""
-    server = Server()
+def serving(certificate: Path | None = None) -> Iterator[Server]:
+    """A server that is closed at the end, with all its threads; one that speaks TLS with a certificate."""
+    server = Server(certificate)
     try:
         yield server
     finally:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import ipaddress
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -304,6 +307,35 @@ def test_https_to_a_server_without_it(server):
     server.answers["tls"] = b"HTTP/1.1 400 Bad Request\r\n\r\n"
     with pytest.raises(DownloadError, match="cannot be fetched"):
         local(server.url("/a.png").replace("http:", "https:"), timeout=10)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A key, and a certificate for "localhost" that nobody else has signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
+    done = subprocess.run(
+        [*command.split(), "subjectAltName=DNS:localhost", "-keyout", path, "-out", path.with_suffix(".crt")],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path.write_bytes(path.read_bytes() + path.with_suffix(".crt").read_bytes())
+    return path
+
+
+def test_https_and_its_certificates(certificate, png, monkeypatch):
+    with serving(certificate) as server:
+        url = server.add("/a.png", png).replace("http://127.0.0.1", "https://localhost")
+        with pytest.raises(DownloadError, match="certificate verify failed"):
+            local(url)
+        assert server.requests == []
+        default = ssl.create_default_context
+        monkeypatch.setattr(ssl, "create_default_context", lambda: default(cafile=str(certificate)))
+        assert local(url) == png
+        with pytest.raises(DownloadError, match=r"certificate is not valid for '127\.0\.0\.1'"):
+            local(url.replace("localhost", "127.0.0.1"))
 
 
 @pytest.mark.parametrize(
