@@ -6,6 +6,7 @@ import base64
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -377,6 +378,26 @@ def test_the_installed_command():
         pytest.skip("not installed with its scripts")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.startswith("llava-cli, version")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_is_status_130(pair, small):
+    code = "import sys; from llava_native.cli import main_llava_cli; sys.exit(main_llava_cli())"
+    models = ("-m", pair.text.path, "--mmproj", pair.mmproj.path)
+    line = (*models, "--image", "a.png", "-n", "4000", "-c", "4096", "--temp", "2", "-t", "1")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *line], cwd=small, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.read(1)
+        child.send_signal(signal.SIGINT)
+        child.stdout.read()
+        errors = child.stderr.read().decode()
+        status = child.wait(60)
+    assert status == 130, errors
+    assert "llava-cli: interrupted" in errors
+    assert "Traceback" not in errors
 
 
 def test_pairs_of_other_vocabularies(tmp_path, picture, capsys):

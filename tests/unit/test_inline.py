@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from llava_native.cli.inline import split_images
@@ -66,6 +71,24 @@ def test_a_name_without_a_file_is_an_error(folder, prompt, name):
     with pytest.raises(FileNotFoundError, match="no such image") as caught:
         split_images(prompt)
     assert name in str(caught.value)
+
+
+PIECES = [
+    "xx.png", "my dog.png", ".png", " ", "'", '"', "\\", "(", ")", "\n", "~", "http://a/", "?", "b", "/", "\0",
+]  # fmt: skip
+
+
+@hypothesis.given(st.lists(st.sampled_from(PIECES)).map("".join))
+@hypothesis.settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_any_prompt_is_split_or_refused(prompt):
+    with contextlib.suppress(FileNotFoundError):
+        words, images = split_images(prompt)
+        assert all(name.startswith("http") or Path(name).is_file() for name in images)
+        assert len(words) <= len(prompt)
 
 
 def test_long_prompts_take_no_time():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from support.seeds import STOPS, modelfile
 
@@ -130,6 +134,19 @@ def test_files_that_are_no_modelfile(tmp_path):
         read_modelfile(tmp_path / "nowhere")
     with pytest.raises(IsADirectoryError):
         read_modelfile(tmp_path)
+
+
+PIECES = [
+    "FROM", "TEMPLATE", "SYSTEM", "PARAMETER", "MESSAGE", " ", "\n", '"', '"""', "#", "x", "user", "stop",
+    "top_k", "1", "\r", "\0", "{{", "}}", ".Prompt",
+]  # fmt: skip
+
+
+@hypothesis.given(st.lists(st.sampled_from(PIECES)).map("".join))
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_any_text_is_read_or_refused_with_its_line(text):
+    with contextlib.suppress(ModelfileError):
+        parse_modelfile("FROM x\n" + text)
 
 
 def test_the_errors_class():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from support.seeds import LLAMA_3_TEMPLATE, PHI_3_TEMPLATE
 
@@ -160,6 +164,38 @@ def test_the_index_and_else_of_range():
     source = "{{ range $i, $m := .Messages }}{{ $i }}{{ $m.Content }}{{ else }}none{{ end }}"
     assert render(source, ASKS, AGAIN) == "0What is it?1Which colour?"
     assert render("{{ range (slice .Messages 2) }}{{ else }}none{{ end }}", ASKS, AGAIN) == "none"
+
+
+# -- whatever is written
+
+
+PIECES = [
+    "{{", "}}", "{{-", "-}}", " ", "\n", "if", "else", "end", "range", "with", "not", "and", "eq", "len",
+    "slice", "index", ".System", ".Prompt", ".Response", ".Messages", ".Role", ".Content", ".Tools", "$", "$x",
+    ":=", "=", "|", "(", ")", ",", "0", "1", '"a"', "`", "text", "/*", "*/", "{{ end }}", "{{ else }}",
+    "{{ if .System }}", "{{ range .Messages }}", "{{ range $i, $m := .Messages }}", "{{ $x := .Prompt }}",
+    "{{ .Response }}",
+]  # fmt: skip
+
+
+@hypothesis.given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@hypothesis.settings(max_examples=400, deadline=None)
+def test_any_template_is_refused_or_renders(source):
+    """What is translated compiles; rendering may fail on types, as in Go, and then says so."""
+    try:
+        jinja = to_jinja(source)
+    except TemplateError:
+        return
+    template = BoundedTemplate(jinja)
+    with contextlib.suppress(TemplateError):
+        template.render(messages=[{"role": "user", "content": "Q"}])
+
+
+@hypothesis.given(st.text())
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_text_stays_what_it_is(text):
+    hypothesis.assume("{{" not in text and not text.endswith("{"))
+    assert render(text + "{{ .Prompt }}", ASKS) == text + ASKS[1]
 
 
 # -- what is refused
