@@ -74,7 +74,8 @@ def test_a_name_without_a_file_is_an_error(folder, prompt, name):
 
 
 PIECES = [
-    "xx.png", "my dog.png", ".png", " ", "'", '"', "\\", "(", ")", "\n", "~", "http://a/", "?", "b", "/", "\0",
+    "xx.png", "my dog.png", ".png", " ", "'", '"', "\\", "(", ")", "\n", "~", "http://a/", "?", "b", "/",
+    "\0",
 ]  # fmt: skip
 
 

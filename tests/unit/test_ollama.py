@@ -171,8 +171,8 @@ def test_the_index_and_else_of_range():
 
 PIECES = [
     "{{", "}}", "{{-", "-}}", " ", "\n", "if", "else", "end", "range", "with", "not", "and", "eq", "len",
-    "slice", "index", ".System", ".Prompt", ".Response", ".Messages", ".Role", ".Content", ".Tools", "$", "$x",
-    ":=", "=", "|", "(", ")", ",", "0", "1", '"a"', "`", "text", "/*", "*/", "{{ end }}", "{{ else }}",
+    "slice", "index", ".System", ".Prompt", ".Response", ".Messages", ".Role", ".Content", ".Tools", "$",
+    "$x", ":=", "=", "|", "(", ")", ",", "0", "1", '"a"', "`", "text", "/*", "*/", "{{ end }}", "{{ else }}",
     "{{ if .System }}", "{{ range .Messages }}", "{{ range $i, $m := .Messages }}", "{{ $x := .Prompt }}",
     "{{ .Response }}",
 ]  # fmt: skip
