@@ -295,6 +295,14 @@ def test_flags_reach_the_sampler(run, monkeypatch):
     assert {key: seen[key] for key in wanted} == wanted
 
 
+def test_flags_without_an_effect_are_told(run):
+    plain = run("--image", "a.png", *GREEDY, "--log-disable")
+    told = run("--image", "a.png", *GREEDY, "--log-disable", "--no-mmap", "-tb", "3", "--mlock")
+    assert told[:2] == plain[:2]
+    assert [line.split()[1] for line in told[2].splitlines()] == ["--no-mmap", "--threads-batch", "--mlock"]
+    assert run("--image", "a.png", *GREEDY, "-fa")[0] == 0
+
+
 def test_a_seed_makes_it_repeatable(run):
     line = ("--image", "a.png", "-n", "12", "-t", "1", "--temp", "1.5", "-s")
     assert run(*line, 1)[1] == run(*line, 1)[1] != run(*line, 2)[1]

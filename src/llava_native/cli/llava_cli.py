@@ -75,6 +75,7 @@ _SETTINGS = {
 @click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
 @click.option("--repeat-last-n", type=int, default=64, show_default=True)
 @click.option("-s", "--seed", type=int, default=-1, help="-1: another one each time.")
+@click.option("-fa", "--flash-attn", is_flag=True, help="Flash attention, also on the CPU.")
 @click.option("--chat-template", help="phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it.")
 @click.option("--verbose-prompt", is_flag=True, help="Write the prompt's tokens to stderr.")
 @click.option("--log-disable", is_flag=True, help="Nothing on stderr but errors.")
@@ -88,6 +89,7 @@ def llava_cli(
     n_predict: int,
     n_ctx: int,
     seed: int,
+    flash_attn: bool,
     chat_template: str | None,
     verbose_prompt: bool,
     log_disable: bool,
@@ -108,6 +110,8 @@ def llava_cli(
     load = {name: options.pop(name) for name in ("n_batch", "n_ubatch", "n_threads")}
     load = {name: value for name, value in load.items() if value is not None}
     load |= {"n_ctx": max(n_ctx, MIN_CTX), "n_gpu_layers": options.pop("n_gpu_layers")}
+    if flash_attn:
+        load["flash_attn"] = True
     options["seed"] = seed if seed >= 0 else None
     options["max_tokens"] = n_predict if n_predict >= 0 else MAX_TOKENS
     from llava_native.llava import Llava
@@ -115,6 +119,17 @@ def llava_cli(
     with Llava(model, mmproj, chat_template=chat_template, n_seq_max=1, **load) as llava:
         for picture in pictures:  # as the program did: each alone, with a fresh context
             _answer(llava, picture, prompt, options, verbose_prompt, log_disable)
+
+
+def _idle(_: click.Context, option: click.Parameter, value: object) -> None:
+    if value:
+        print(f"llava-cli: {option.opts[-1]} has no effect here", file=sys.stderr)
+
+
+# flags that lines of the time often have, and that change no answer
+for _names in (["--no-mmap"], ["--mlock"], ["--color"], ["-tb", "--threads-batch"], ["--keep"]):
+    _kind: dict[str, Any] = {"type": int} if _names[0] in ("-tb", "--keep") else {"is_flag": True}
+    llava_cli.params.append(click.Option(_names, hidden=True, expose_value=False, callback=_idle, **_kind))
 
 
 def _embedded_image(prompt: str) -> tuple[str, bytes | None]:
