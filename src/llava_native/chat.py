@@ -29,10 +29,13 @@ class Chat:
     Threads: one at a time. Any number of chats may go on in one ``Llava``.
     """
 
-    def __init__(self, llava: Llava, system: str | None, overflow: Overflow) -> None:
+    def __init__(
+        self, llava: Llava, system: str | None, overflow: Overflow, messages: Sequence[Message] = ()
+    ) -> None:
         self._llava = llava
         self._overflow: Overflow = overflow
         self._messages = [] if system is None else [Message("system", make_content(system, []))]
+        self._messages += messages
         self._open: tuple[Message, TokenStream] | None = None
 
     def send(

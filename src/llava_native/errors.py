@@ -13,6 +13,7 @@ __all__ = [
     "ClosedError",
     "ContextFullError",
     "DecodeError",
+    "DownloadError",
     "EmbeddingMismatchError",
     "EncodeError",
     "ForkError",
@@ -24,8 +25,11 @@ __all__ = [
     "LlavaError",
     "ModelFormatError",
     "ModelLoadError",
+    "ModelNotFoundError",
+    "ModelfileError",
     "NativeAbort",
     "PromptTooLongError",
+    "StoreError",
     "TemplateError",
     "TimeoutExpiredError",
     "UnsupportedModelError",
@@ -120,6 +124,22 @@ class PromptTooLongError(LlavaError, ValueError):
 
 class TemplateError(LlavaError, ValueError):
     """A chat template does not parse or render, or drops what it was given."""
+
+
+class ModelfileError(LlavaError, ValueError):
+    """A Modelfile says something that cannot be understood or done; the message names its line."""
+
+
+class ModelNotFoundError(LlavaError, LookupError):
+    """There is no model of that name: ``llava-native list`` shows those that were created."""
+
+
+class StoreError(LlavaError, ValueError):
+    """What the store of named models says is damaged, or no longer true of the files it names."""
+
+
+class DownloadError(LlavaError, OSError):
+    """A download failed, was refused, or took too long."""
 
 
 class ContextFullError(LlavaError, RuntimeError):

@@ -166,6 +166,23 @@ class Llava:
         model, mmproj = demo_files()
         return cls(model, mmproj, **{"n_ctx": 2048, **options})
 
+    @classmethod
+    def from_pretrained(
+        cls, repo: str, filename: str | None = None, mmproj: str | Literal[False] | None = None, **load: Any
+    ) -> Self:
+        """Open a model of the Hugging Face hub; what its cache lacks is fetched.
+
+        Parameters
+        ----------
+        repo, filename, mmproj
+            As ``llava_native.hub.download`` takes them; it finds the mmproj by itself.
+        **load
+            As ``download`` and the constructor take them.
+        """
+        from llava_native.hub import opening
+
+        return cls(**opening(repo, filename, mmproj, load))
+
     @property
     def model(self) -> Model:
         """The language model."""
@@ -403,13 +420,21 @@ class Llava:
         check_length(n_tokens, self._context.n_ctx_seq)
         return self._open_stream(Prompt(made, n_tokens), **options)
 
-    def chat(self, system: str | None = None, *, overflow: Overflow = "error") -> Chat:
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        messages: Sequence[MessageDict] = (),
+        overflow: Overflow = "error",
+    ) -> Chat:
         """Begin a conversation that remembers its turns and images.
 
         Parameters
         ----------
         system : str, optional
             Instructions to the model.
+        messages : sequence of dict
+            Turns that it begins with, as ``respond`` takes them.
         overflow
             As ``respond`` takes it.
 
@@ -418,7 +443,7 @@ class Llava:
         Chat
         """
         self._check_open()
-        return Chat(self, system, overflow)
+        return Chat(self, system, overflow, self._messages(messages) if messages else ())
 
     def _messages(self, messages: Sequence[MessageDict] | Sequence[Message]) -> Sequence[Message]:
         if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):

@@ -15,7 +15,7 @@ from llava_native.messages import (
     make_content,
     read_messages,
 )
-from llava_native.prompt import PendingImage, Prompt, check_length, pieces
+from llava_native.prompt import Part, PendingImage, Prompt, check_length, pieces
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -121,8 +121,7 @@ class Planner:
             )
         dropped = 0
         while True:
-            parts = self.template.parts(messages, bos=self._bos, eos=self._eos, tools=tools)
-            made = pieces(self._model, parts)
+            made = pieces(self._model, self.parts(messages, tools))
             images = [len(piece) for piece in made if not isinstance(piece, list)]
             n_tokens = sum(len(piece) for piece in made)
             plan = Plan(n_tokens - sum(images), sum(images), len(images), self._n_ctx, dropped)
@@ -130,6 +129,10 @@ class Planner:
             if fewer is None:
                 return plan, Prompt(made, n_tokens)
             messages, dropped = fewer, dropped + 1
+
+    def parts(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Part]:
+        """Write messages, and the start of the answer to them, as parts of a prompt."""
+        return self.template.parts(messages, bos=self._bos, eos=self._eos, tools=tools)
 
     def prompt(
         self, messages: Sequence[Message], overflow: Overflow = "error", tools: Sequence[Any] | None = None

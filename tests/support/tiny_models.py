@@ -188,6 +188,7 @@ def write_text_model(
     seed: int = 0,
     chat_template: str | None = None,
     legacy: bool = True,
+    likely: int | None = None,
     kv: Mapping[str, Any] | None = None,
     drop_tensors: Collection[str] = (),
     **shape: Any,
@@ -209,6 +210,8 @@ def write_text_model(
     legacy : bool
         Whether to lack what the converters of April 2024 lacked: ``tokenizer.ggml.pre``, a telling
         ``general.name``; a BPE vocabulary then has the scores that they wrote.
+    likely : int, optional
+        A token that comes about every sixth time, as the end of a turn.
     kv, drop_tensors
         As for `write_mmproj`.
     **shape
@@ -226,6 +229,8 @@ def write_text_model(
     shape.setdefault("rope_base", 500000.0 if vocab == "llama-bpe" else 10000.0)
     params = TextParams(n_vocab=n_vocab, **shape)
     weights = text_weights(params, seed)
+    if likely is not None:
+        weights["output.weight"][likely] *= 4
     metadata = _text_kv(params, dtype, _LEGACY_NAMES[vocab] if legacy else f"Tiny {vocab}")
     metadata |= vocabulary
     if legacy and vocab == "llama-bpe":

@@ -29,6 +29,11 @@ from llava_native import (
 )
 
 
+def downloads() -> None:
+    with Llava.from_pretrained("a/b", "*.gguf", quant=None, offline=True, n_ctx=512) as llava:
+        assert_type(llava, Llava)
+
+
 def face(path: os.PathLike[str], image: Image.Image) -> None:
     with Llava(path, path, n_ctx=2048) as llava:
         assert_type(llava, Llava)

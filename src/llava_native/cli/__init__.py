@@ -8,12 +8,18 @@ from collections.abc import Sequence
 
 import click
 
+from llava_native.cli.chat import chat
 from llava_native.cli.describe import describe
 from llava_native.cli.devices import devices
 from llava_native.cli.encode import encode
+from llava_native.cli.llava_cli import llava_cli
+from llava_native.cli.models import cp, create, list_models, rm
+from llava_native.cli.pull import pull
+from llava_native.cli.run import run
+from llava_native.cli.show import show
 from llava_native.errors import LlavaError
 
-__all__ = ["main"]
+__all__ = ["main", "main_llava_cli"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,7 +28,7 @@ def cli() -> None:
     """Ask a LLaVA model about pictures, in this process."""
 
 
-for command in (describe, devices, encode):
+for command in (chat, cp, create, describe, devices, encode, list_models, pull, rm, run, show):
     cli.add_command(command)
 
 
@@ -34,19 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Default: those of this process.
     """
+    return _run(cli, "llava-native", arguments)
+
+
+def main_llava_cli(arguments: Sequence[str] | None = None) -> int:
+    """Run ``llava-cli`` and return its exit status, as `main` does."""
+    return _run(llava_cli, "llava-cli", arguments)
+
+
+def _run(program: click.Command, name: str, arguments: Sequence[str] | None) -> int:
     try:
-        status = cli.main(arguments, prog_name="llava-native", standalone_mode=False)
+        status = program.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("\nllava-native: interrupted", file=sys.stderr)
+        print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of our output is gone; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (LlavaError, OSError, MemoryError, UnicodeError) as exc:
-        print(f"llava-native: {exc or type(exc).__name__}", file=sys.stderr)
+    except (LlavaError, OSError, MemoryError, UnicodeError, ImportError) as exc:
+        print(f"{name}: {exc or type(exc).__name__}", file=sys.stderr)
         return 1
     return status if isinstance(status, int) else 0

@@ -6,8 +6,6 @@ import json
 
 import click
 
-from llava_native import _native
-
 __all__ = ["devices"]
 
 
@@ -15,6 +13,8 @@ __all__ = ["devices"]
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def devices(as_json: bool) -> None:
     """Show compute devices, CPU features, build options, llama.cpp's commit and our patches."""
+    from llava_native import _native
+
     found, build = _native.devices(), _native.build_info()
     if as_json:
         print(json.dumps({"devices": found, "build": build}, indent=2))

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import click
 
-from llava_native._encoder import ImageEncoder
-
 __all__ = ["encode"]
 
 
@@ -27,6 +25,8 @@ def encode(
     The files are named like the images, with the ending .emb, beside them or in the folder of -o. Their
     names go to stdout. No language model is loaded. Two images that would get one name are refused.
     """
+    from llava_native._encoder import ImageEncoder
+
     targets = [_target(image, output, len(images) > 1) for image in images]
     if twice := {str(target) for target in targets if targets.count(target) > 1}:
         raise click.UsageError(f"two images would be saved as {', '.join(sorted(twice))}")

@@ -1,0 +1,98 @@
+"""Options that several commands have, and what they do with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from llava_native.llava import Llava
+    from llava_native.stream import TokenStream
+
+__all__ = ["answer_options", "given", "load_options", "model_options", "open_llava", "report", "write"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_TEMPLATES = "phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it; default by the model."
+
+
+def _all(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def model_options(command: _Command) -> _Command:
+    """Add -m and --mmproj."""
+    return _all(
+        click.option("-m", "--model", type=click.Path(), help="The text model, a GGUF file."),
+        click.option("--mmproj", type=click.Path(), help="The image encoder, a GGUF file."),
+    )(command)
+
+
+def load_options(command: _Command) -> _Command:
+    """Add what decides how a model is loaded."""
+    return _all(
+        click.option("-c", "--n-ctx", type=click.IntRange(8), help="Tokens of prompt and answer [4096]."),
+        click.option("-t", "--n-threads", type=click.IntRange(1), help="CPU threads [the physical cores]."),
+        click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU, -1 all [-1]."),
+        click.option("--chat-template", help=_TEMPLATES),
+    )(command)
+
+
+def answer_options(command: _Command) -> _Command:
+    """Add what decides how an answer is made."""
+    return _all(
+        click.option("-n", "--max-tokens", type=click.IntRange(1), help="Length of an answer [512]."),
+        click.option("--temp", "temperature", type=float, help="0 is greedy."),
+        click.option("-s", "--seed", type=int, help="Makes answers with a temperature repeatable."),
+    )(command)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def open_llava(model: str | None, mmproj: str | None, **options: Any) -> Llava:
+    """Open the model that -m and --mmproj name, or the embedded one.
+
+    Raises
+    ------
+    click.UsageError
+        One of the two is missing.
+    """
+    if model is None and mmproj is not None:
+        raise click.UsageError("--mmproj needs the text model too: -m MODEL")
+    from llava_native.llava import Llava
+
+    if model is not None:
+        return Llava(model, mmproj, **options)
+    llava = Llava.demo(**options)
+    print(f"llava-native: the embedded demo model answers ({llava.model.description})", file=sys.stderr)
+    return llava
+
+
+def write(stream: TokenStream, name: str = "") -> None:
+    """Write an answer to stdout as it comes, and a newline."""
+    for token in stream:
+        print(name + token.text, end="", flush=True)
+        name = ""
+    print(name, flush=True)
+
+
+def report(stream: TokenStream) -> None:
+    """Tell on stderr how long each stage of an answer took."""
+    times, usage = stream.timings, stream.usage
+    print(
+        f"image {times.prepare_s:.2f} s, encode {times.encode_s:.2f} s, prefill {times.prefill_s:.2f} s "
+        f"({usage.prompt_tokens} tokens), first token {times.first_token_s:.2f} s, "
+        f"{usage.completion_tokens} tokens at {times.tokens_per_second:.1f} a second, "
+        f"ended by {stream.finish_reason}",
+        file=sys.stderr,
+    )
