@@ -57,7 +57,7 @@ def _comparisons() -> list[Comparison]:
     prefills: dict[str, Side] = {
         f"fa {fa}, ub {ub}": functools.partial(s.peer_prefill, flash=fa, ubatch=ub)
         for fa in ("on", "off")
-        for ub in (512, 640)
+        for ub in (512, 592)
     }
     decodes: dict[str, Side] = {
         f"fa {fa}": functools.partial(s.peer_decode, flash=fa) for fa in ("on", "off")

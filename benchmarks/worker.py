@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
         if job in (prefill, decode, ask):
             sub.add_argument("--model", required=True)
             sub.add_argument("--ctx", type=int, default=4096)
-            sub.add_argument("--ubatch", type=int, default=640)
+            sub.add_argument("--ubatch", type=int, default=592)
             sub.add_argument("--flash-attn", choices=tuple(FLASH), default="auto")
         if job is prefill:
             sub.add_argument("--prompt", type=int, default=600)

@@ -19,7 +19,7 @@ class Context:
         *,
         n_ctx: int = 4096,
         n_batch: int = 2048,
-        n_ubatch: int = 640,
+        n_ubatch: int = 592,
         n_seq_max: int = 1,
         n_threads: int | None = None,
         flash_attn: bool | None = None,

@@ -52,7 +52,7 @@ cdef class Context:
         Tokens that all sequences together can hold; 0 takes what the model was trained with.
     n_batch : int, default 2048
         Tokens handed to the library at once.
-    n_ubatch : int, default 640
+    n_ubatch : int, default 592
         Tokens computed at once; at least 577 takes an image of LLaVA-1.5 in one pass.
     n_seq_max : int, default 1
         Sequences, numbered from 0. They share one memory, so copying a prefix costs nothing.
@@ -82,7 +82,7 @@ cdef class Context:
     """
 
     def __init__(
-        self, Model model not None, *, long long n_ctx=4096, long long n_batch=2048, long long n_ubatch=640,
+        self, Model model not None, *, long long n_ctx=4096, long long n_batch=2048, long long n_ubatch=592,
         long long n_seq_max=1, n_threads=None, flash_attn=None, str type_k="f16", str type_v="f16",
         bint offload_kqv=True,
     ):

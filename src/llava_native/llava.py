@@ -103,7 +103,7 @@ class Llava:
         *,
         n_ctx: int = 4096,
         n_batch: int = 2048,
-        n_ubatch: int = 640,
+        n_ubatch: int = 592,
         n_seq_max: int = 4,
         prefix_cache: int | None = None,
         embedding_cache: int = 256 << 20,
@@ -124,28 +124,12 @@ class Llava:
     ) -> None:
         self._vocabulary: Vocabulary | None = None  # made for the first constraint
         self._parts = Parts(
-            model,
-            mmproj,
-            chat_template,
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            n_seq_max=n_seq_max,
-            prefix_cache=prefix_cache,
-            embedding_cache=embedding_cache,
-            cache_dir=cache_dir,
-            max_waiting=max_waiting,
-            n_gpu_layers=n_gpu_layers,
-            n_threads=n_threads,
-            flash_attn=flash_attn,
-            type_k=type_k,
-            type_v=type_v,
-            dtype=dtype,
-            device=device,
-            kv_overrides=kv_overrides,
-            progress=progress,
-            cancel=cancel,
-        )
+            model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max, prefix_cache=prefix_cache, embedding_cache=embedding_cache,
+            cache_dir=cache_dir, max_waiting=max_waiting, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
+            flash_attn=flash_attn, type_k=type_k, type_v=type_v, dtype=dtype, device=device,
+            kv_overrides=kv_overrides, progress=progress, cancel=cancel,
+        )  # fmt: skip
         self._model, self._encoder = self._parts.model, self._parts.encoder
         self._context, self._engine = self._parts.context, self._parts.engine
         self._planner = Planner(
@@ -156,10 +140,7 @@ class Llava:
     def demo(cls, **options: Any) -> Self:
         """Open the embedded model: a small one that knows coloured shapes and short printed words.
 
-        Parameters
-        ----------
-        **options
-            As the constructor takes them; `n_ctx` is 2048 by default.
+        Takes what the constructor takes; `n_ctx` is 2048 by default.
         """
         from llava_native.demo import demo_files
 
@@ -172,12 +153,7 @@ class Llava:
     ) -> Self:
         """Open a model of the Hugging Face hub; what its cache lacks is fetched.
 
-        Parameters
-        ----------
-        repo, filename, mmproj
-            As ``llava_native.hub.download`` takes them; it finds the mmproj by itself.
-        **load
-            As ``download`` and the constructor take them.
+        Takes what ``llava_native.hub.download``, which finds the mmproj by itself, and the constructor take.
         """
         from llava_native.hub import opening
 

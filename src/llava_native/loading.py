@@ -28,7 +28,7 @@ class Parts:
     encoder : ImageEncoder or None
     context : Context
     engine : Engine
-    template : Template
+    template : ChatTemplate
     """
 
     def __init__(
