@@ -232,14 +232,14 @@ def report(results: list[Result], env: dict[str, Any], rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rewrite(page: Path, text: str) -> None:
-    """Put `text` between the page's markers, at its end if it has none."""
+def rewrite(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put `text` between two markers of a page, at its end if it has none."""
     old = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
-    if BEGIN not in old:
-        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-    head, _, rest = old.partition(BEGIN)
+    if begin not in old:
+        old = f"{old.rstrip()}\n\n{begin}\n{end}\n"
+    head, _, rest = old.partition(begin)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{head}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    page.write_text(f"{head}{begin}\n{text}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def as_json(results: list[Result], env: dict[str, Any]) -> str:
