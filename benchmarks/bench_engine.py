@@ -180,8 +180,8 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        command = [tool, "-m", files["text"], "--mmproj", files["mmproj"], "-np", 4, "-c", 16384, "-t", threads,
-                   "--port", self._port, *flags]  # fmt: skip
+        pair = ["-m", files["text"], "--mmproj", files["mmproj"]]
+        command = [tool, *pair, "-np", 4, "-c", 16384, "-t", threads, "--port", self._port, *flags]
         self._process = subprocess.Popen(
             [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -211,9 +211,8 @@ class Server:
             "ignore_eos": True, "stream": True, "cache_prompt": True,
         }  # fmt: skip
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=900)
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        kind = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), kind)
         with connection.getresponse() as response:
             if response.status != 200:
                 raise harness.BenchError(f"llama-server says {response.status}: {response.read(500)!r}")
