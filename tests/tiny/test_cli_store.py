@@ -348,17 +348,16 @@ def test_a_conversation_through_a_pipe(run, small):
 
 def test_commands_of_a_conversation(run, small, prompts):
     lines = (
-        '/image a.png\nOne\n/clear\nTwo\n/system Be brief.\nThree\n"""Fo\nur"""\n/help\n/nonsense\n'
+        '/image a.png\nOne\nOnce\n/clear\nTwo\n/system Be brief.\nThree\n"""Fo\nur"""\n/help\n/nonsense\n'
         "/image nowhere.png\n/image\n/image text.png\nnowhere.png x\nFive\n/bye\nSix\n"
     )
     status, out, err = run("chat", *MODELS, *GREEDY, "--chat-template", "chatml", stdin=lines)
     assert status == 1  # something failed, and nobody was there to see it
     users = [prompt.count("<|im_start|>user") for prompt in prompts]
-    assert users == [1, 1, 1, 2, 3]
-    assert "{image}" in prompts[0]
-    assert "{image}" not in "".join(prompts[1:])
-    assert "Bebrief." in prompts[2]
-    assert "Fo\nur" in prompts[3]
+    assert users == [1, 2, 1, 1, 2, 3]
+    assert [prompt.count("{image}") for prompt in prompts] == [1, 1, 0, 0, 0, 0]
+    assert "Bebrief." in prompts[3]
+    assert "Fo\nur" in prompts[4]
     assert "Six" not in "".join(prompts)
     assert "/image PATH" in err
     for says in (

@@ -16,7 +16,16 @@ from llava_native.cli.inline import split_images
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("xx.png", "b.JPG", "my dog.png", "a (1).jpeg", "What is b.png", "sub/c.webp", "home/d.gif"):
+    for name in (
+        "xx.png",
+        "b.JPG",
+        "my dog.png",
+        "dog.png",
+        "a (1).jpeg",
+        "What is b.png",
+        "sub/c.webp",
+        "home/d.gif",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
