@@ -6,6 +6,7 @@ from pathlib import Path
 
 __all__ = ["demo_files"]
 
+FOLDER = Path(__file__).parent
 NAME = "llava-native-demo"
 
 
@@ -17,9 +18,10 @@ def demo_files() -> tuple[Path, Path]:
     FileNotFoundError
         This installation was made without them.
     """
-    folder = Path(__file__).parent
-    files = folder / f"{NAME}.gguf", folder / f"mmproj-{NAME}.gguf"
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"the embedded model is missing from this installation: {file}")
+    files = FOLDER / f"{NAME}.gguf", FOLDER / f"mmproj-{NAME}.gguf"
+    if not all(file.exists() for file in files):
+        raise FileNotFoundError(
+            "no model was named, and this installation has no embedded one: name a text model and its "
+            "mmproj (Llava(model, mmproj); on the command line -m and --mmproj)"
+        )
     return files
