@@ -130,6 +130,7 @@ class FakeContext:
         self._n_cells = 0
         self._rows: dict[int | None, int] = {}  # of the last batch: which sequence a row belongs to
         self.calls: list[Any] = []  # what was evaluated, for the tests to look at
+        self.n_threads = 4
         self.broken: set[Any] = set()  # tokens that make an evaluation fail
 
     @property
@@ -185,6 +186,10 @@ class FakeContext:
     def content_of_row(self, row: int | None) -> list[Any]:
         """Return what stands before the token that a row chooses."""
         return self.sequences[self._rows[row]]
+
+    def set_n_threads(self, n: int) -> None:
+        """Remember it."""
+        self.n_threads = n
 
     def truncate_sequence(self, seq: int, n: int) -> None:
         """Cut a sequence; the logits are gone."""

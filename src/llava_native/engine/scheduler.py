@@ -78,6 +78,7 @@ class Scheduler:
         self._stats = Stats()
         self._desk = ImageDesk(encoding, self._embeddings, self._stats, self._image_done)
         self._slice = min(_FIRST_SLICE, context.n_ubatch)
+        self._n_threads = context.n_threads
         self.halt = CancelToken()  # ends a call for several requests, when all is over
         self.running: list[Request] = []  # in the order in which they began
         self.waiting: list[Request] = []  # in the order in which they came
@@ -101,6 +102,7 @@ class Scheduler:
         if self.waiting:
             self._look_ahead()
             self._admit()
+        self._share_threads()
         worked = self._step_text()
         return self._step_image() or worked
 
@@ -256,6 +258,12 @@ class Scheduler:
         bisect.insort(self.waiting, request, key=_number)
 
     # -- while requests run
+
+    def _share_threads(self) -> None:
+        """Leave half of the threads to an image that is being encoded: two full teams stall each other."""
+        n = max(1, self._n_threads // 2) if self._desk.n_jobs else self._n_threads
+        if n != self._context.n_threads:
+            self._context.set_n_threads(n)
 
     def _entries(self) -> list[_Entry]:
         """Return the tokens of the next batch: one each for the answers, then slices of prompts."""

@@ -110,6 +110,19 @@ def test_a_request_whose_image_is_not_ready_holds_nobody_up(desk):
     expect(desk, slow, FakeImage("cat"), [8])
 
 
+def test_threads_are_shared_with_an_encode(desk):
+    desk.ask(A, max_tokens=20)
+    desk.ask(FakeImage("cat"), [8])
+    seen = []
+    for _ in range(3):
+        desk.scheduler.step()
+        seen.append(desk.context.n_threads)
+        desk.encoding.run()
+    desk.scheduler.step()
+    assert [*seen, desk.context.n_threads] == [4, 2, 4, 4]
+    desk.finish()
+
+
 def test_a_prompt_that_ends_with_an_image(desk):
     request = desk.ask([7], FakeImage("cat"))
     desk.finish()
