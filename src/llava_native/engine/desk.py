@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,19 @@ class ImageDesk:
         self._stats = stats
         self._done = done
         self._jobs: dict[str, EncodeJob] = {}
+        self._ready: deque[EncodeJob] = deque()  # those that were not begun
+        self._active: EncodeJob | None = None
 
     @property
-    def n_jobs(self) -> int:
-        """Images that are being encoded."""
-        return len(self._jobs)
+    def is_encoding(self) -> bool:
+        """Whether an image is being encoded."""
+        return self._active is not None
+
+    def begin(self) -> None:
+        """Let the next image be encoded, unless one is already."""
+        if self._active is None and self._ready:
+            self._active = self._ready.popleft()
+            self._encoding.encode(self._active, self._encoded)
 
     def prepare(self, images: list[Image]) -> None:
         """Have images prepared and named."""
@@ -72,7 +81,7 @@ class ImageDesk:
         if job is None:
             assert image.pixels is not None
             job = self._jobs[image.key] = EncodeJob(image.key, image.piece.encoder, image.pixels)
-            self._encoding.encode(job, self._encoded)
+            self._ready.append(job)
         else:
             image.from_cache = True
             self._stats.images_joined += 1
@@ -80,6 +89,7 @@ class ImageDesk:
         job.waiters.append(image)
 
     def _encoded(self, job: EncodeJob) -> None:
+        self._active = None
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
         if job.rows is not None:
@@ -105,6 +115,8 @@ class ImageDesk:
                 job.waiters.remove(image)
                 if not job.waiters:
                     job.stop.cancel()
+                    if job in self._ready:
+                        self._ready.remove(job)
                     del self._jobs[job.key]  # whoever wants it from now on begins anew
 
     def close(self) -> None:
@@ -112,5 +124,6 @@ class ImageDesk:
         for job in self._jobs.values():
             job.stop.cancel()
         self._jobs.clear()
+        self._ready.clear()
         self._encoding.close()
         self._cache.clear()

@@ -54,9 +54,10 @@ class Scheduler:
 
     Notes
     -----
-    A step is: drop what was cancelled; let images be prepared; begin what can begin; one token batch (a
-    token for each who is being answered, and slices of prompts); one slice of an image. Prompts go first
-    come, first served; answers get a token each step.
+    A step is: drop what was cancelled; let images be prepared; begin what can begin; let an image be
+    encoded, beside answers but not beside a long prompt; one token batch (a token for each who is being
+    answered, and slices of prompts); one slice of an image. Prompts go first come, first served; answers
+    get a token each step.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Scheduler:
         if self.waiting:
             self._look_ahead()
             self._admit()
+        if not self._is_prefilling:
+            self._desk.begin()
         self._share_threads()
         worked = self._step_text()
         return self._step_image() or worked
@@ -259,9 +262,15 @@ class Scheduler:
 
     # -- while requests run
 
+    @property
+    def _is_prefilling(self) -> bool:
+        """Whether a prompt will keep all cores busy for a while; an encode beside it would not be faster."""
+        left = sum(r.n_content - r.n_done for r in self.running if r.in_prompt)
+        return left > 2 * self._slice
+
     def _share_threads(self) -> None:
         """Leave half of the threads to an image that is being encoded: two full teams stall each other."""
-        n = max(1, self._n_threads // 2) if self._desk.n_jobs else self._n_threads
+        n = max(1, self._n_threads // 2) if self._desk.is_encoding else self._n_threads
         if n != self._context.n_threads:
             self._context.set_n_threads(n)
 

@@ -123,6 +123,24 @@ def test_threads_are_shared_with_an_encode(desk):
     desk.finish()
 
 
+def test_an_encode_waits_while_a_long_prompt_is_evaluated():
+    desk = Desk(n_ctx=512, prefix_cells=0)
+    desk.scheduler._slice = 8
+    first, second = desk.ask([7], FakeImage("cat", 60), [8]), desk.ask([7], FakeImage("dog", 6), [8])
+    desk.scheduler.step()
+    while desk.encoding.run():
+        desk.scheduler.step()
+    assert desk.encoding.encoded == ["cat"]  # its rows are being evaluated
+    left = []
+    while not desk.encoding.run():
+        left.append(first.n_content - first.n_done)
+        desk.scheduler.step()
+    assert left[-1] <= 16 + 16  # of 62, two slices and what the step before took
+    desk.finish()
+    expect(desk, second, [7], FakeImage("dog", 6), [8])
+    desk.close()
+
+
 def test_a_prompt_that_ends_with_an_image(desk):
     request = desk.ask([7], FakeImage("cat"))
     desk.finish()
@@ -288,6 +306,8 @@ def test_an_encode_that_nobody_wants_is_stopped(desk):
     one = desk.ask(FakeImage("cat"), [1])
     desk.scheduler.step()
     desk.encoding.run()
+    desk.scheduler.step()  # its encode is begun
+    assert desk.encoding.jobs
     one.stop.cancel()
     desk.scheduler.step()
     while desk.encoding.run():
@@ -298,7 +318,9 @@ def test_an_encode_that_nobody_wants_is_stopped(desk):
 def test_an_encode_that_was_stopped_is_begun_again_for_the_next(desk):
     one, two = (desk.ask(FakeImage("cat"), [n]) for n in (1, 2))
     desk.scheduler.step()
-    desk.encoding.run()  # the first is prepared, and its encode begun
+    desk.encoding.run()  # the first is prepared
+    desk.scheduler.step()  # and its encode begun
+    assert len(desk.encoding.jobs) == 2
     one.stop.cancel()
     desk.scheduler.step()
     desk.finish()
