@@ -97,11 +97,11 @@ def test_an_iterable_that_fails_is_the_callers(llava, images):
     settled(llava)
 
 
-def test_what_is_no_image_stays_out_of_the_prefix_cache(llava, images):
+def test_images_stay_out_of_the_caches_but_what_they_share_is_kept(llava, images):
     list(llava.map(images, "What?", **GREEDY))
     stats = llava.stats()
     head = len(pieces_of(llava, "What?", images[0])[0])
-    assert stats.prefixes == 1
+    assert (stats.prefixes, stats.embedding_bytes, stats.images_encoded) == (1, 0, 30)
     assert stats.cells == head  # what all of them begin with
     assert stats.cached_tokens > 20 * head
 

@@ -93,7 +93,8 @@ class ImageDesk:
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
         if job.rows is not None:
-            self._cache.put(job.key, job.rows)
+            if any(image.request is not None and image.request.keep_images for image in job.waiters):
+                self._cache.put(job.key, job.rows)
             if job.from_disk:
                 self._stats.images_from_disk += 1
             else:

@@ -88,7 +88,7 @@ class Request:
     run_ahead : int, optional
         Tokens that may wait for the caller; None for any number.
     keep_images : bool, default True
-        Whether the images stay in the prefix cache.
+        Whether the images stay in the caches of prefixes and of rows in memory.
 
     Attributes
     ----------
