@@ -50,6 +50,11 @@ class ImageDesk:
         """Whether an image is being encoded."""
         return self._active is not None
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether an image waits to be encoded."""
+        return bool(self._ready)
+
     def begin(self) -> None:
         """Let the next image be encoded, unless one is already."""
         if self._active is None and self._ready:

@@ -267,10 +267,13 @@ class Request:
         last = end == len(segment) and self._at + 1 == len(self.content)
         return segment[self._offset : end], last
 
-    def next_image(self) -> tuple[Image, int] | None:
-        """Return the image whose rows come next, and the first of them; None where text does."""
-        if not isinstance(self.content[self._at], ImageSpan):
-            return None
+    @property
+    def at_image(self) -> bool:
+        """Whether the rows of an image come next."""
+        return isinstance(self.content[self._at], ImageSpan)
+
+    def next_image(self) -> tuple[Image, int]:
+        """Return the image whose rows come next, and the first of them."""
         spans = sum(isinstance(segment, ImageSpan) for segment in self.content[: self._at])
         return self.images[spans], self._offset
 

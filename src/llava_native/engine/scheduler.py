@@ -80,6 +80,8 @@ class Scheduler:
         self._desk = ImageDesk(encoding, self._embeddings, self._stats, self._image_done)
         self._slice = min(_FIRST_SLICE, context.n_ubatch)
         self._n_threads = context.n_threads
+        self._n_batch, self._n_ubatch, self._n_ctx = context.n_batch, context.n_ubatch, context.n_ctx_seq
+        self._is_sharing = False  # threads, with an encode
         self.halt = CancelToken()  # ends a call for several requests, when all is over
         self.running: list[Request] = []  # in the order in which they began
         self.waiting: list[Request] = []  # in the order in which they came
@@ -103,9 +105,10 @@ class Scheduler:
         if self.waiting:
             self._look_ahead()
             self._admit()
-        if not self._is_prefilling:
+        if self._desk.has_ready and not self._is_prefilling:
             self._desk.begin()
-        self._share_threads()
+        if self._desk.is_encoding != self._is_sharing:
+            self._share_threads()
         worked = self._step_text()
         return self._step_image() or worked
 
@@ -137,7 +140,7 @@ class Scheduler:
 
     def _reap(self) -> None:
         """End what was cancelled; let go on what its caller has caught up with."""
-        for request in [*self.running, *self.waiting]:
+        for request in self.running + self.waiting:
             if request.cancelled:
                 self._end(request, Event(reason="cancelled"))
             elif request.paused and request.has_room:
@@ -170,7 +173,7 @@ class Scheduler:
             return
         if not request.content:
             try:
-                request.settle(self._context.n_ctx_seq)
+                request.settle(self._n_ctx)
             except Exception as exc:
                 self._end(request, Event(error=exc))
                 return
@@ -270,32 +273,40 @@ class Scheduler:
 
     def _share_threads(self) -> None:
         """Leave half of the threads to an image that is being encoded: two full teams stall each other."""
-        n = max(1, self._n_threads // 2) if self._desk.is_encoding else self._n_threads
-        if n != self._context.n_threads:
-            self._context.set_n_threads(n)
+        self._is_sharing = self._desk.is_encoding
+        self._context.set_n_threads(max(1, self._n_threads // 2) if self._is_sharing else self._n_threads)
 
     def _entries(self) -> list[_Entry]:
         """Return the tokens of the next batch: one each for the answers, then slices of prompts."""
-        active = [r for r in self.running if not r.paused]
-        left = self._slice if len(active) > 1 else self._context.n_ubatch
-        left = max(min(left, self._context.n_batch - sum(not r.in_prompt for r in active)), 0)
         entries = []
-        for request in active:
-            in_prompt = request.in_prompt
-            tokens, last = request.next_tokens(left if in_prompt else 1)
-            if tokens:
-                entries.append((request, tokens, last))
-                left -= len(tokens) if in_prompt else 0
+        prompts = []
+        for request in self.running:
+            if request.in_prompt:
+                prompts.append(request)
+            elif not request.paused:
+                tokens, last = request.next_tokens(1)
+                if tokens:  # else an image ends the prompt
+                    entries.append((request, tokens, last))
+        left = self._slice if len(entries) + len(prompts) > 1 else self._n_ubatch
+        left = min(left, self._n_batch - len(entries))
+        for request in prompts:
+            if left > 0:
+                tokens, last = request.next_tokens(left)
+                left -= len(tokens)
+                if tokens:
+                    entries.append((request, tokens, last))
         return entries
 
     def _step_text(self) -> bool:
         entries = self._entries()
-        while not self._has_room(sum(len(tokens) for _, tokens, _ in entries)) and len(self.running) > 1:
+        if not entries:
+            return False
+        while not self._has_room(_n_tokens(entries)) and len(self.running) > 1:
             self._park(self.running[-1])
             entries = self._entries()
         if entries:
             self._eval(entries)
-        return bool(entries)
+        return True
 
     def _eval(self, entries: list[_Entry]) -> None:
         """Evaluate a batch; where it fails, each of its requests alone, so that only the culprit ends."""
@@ -308,7 +319,7 @@ class Scheduler:
             self._eval_failed(entries, exc)
             return
         now = self._clock()
-        self._note_step(sum(len(tokens) for _, tokens, _ in entries), now - began)
+        self._note_step(_n_tokens(entries), now - began)
         wanted = iter(rows)
         chosen = []
         for request, tokens, last in entries:
@@ -337,19 +348,20 @@ class Scheduler:
         self._stats.steps += 1
         if n >= _MIN_SLICE and seconds > 0:
             fitting = int(n / seconds * _SLICE_S) // _MIN_SLICE * _MIN_SLICE
-            self._slice = max(min(fitting, self._context.n_ubatch), min(_MIN_SLICE, self._context.n_ubatch))
+            self._slice = max(min(fitting, self._n_ubatch), min(_MIN_SLICE, self._n_ubatch))
 
     def _step_image(self) -> bool:
         """Evaluate a slice of the first image that is next in its prompt."""
-        request = next((r for r in self.running if r.next_image() is not None), None)
-        found = request.next_image() if request is not None else None
-        if request is None or found is None:
+        for request in self.running:
+            if request.at_image:
+                break
+        else:
             return False
-        image, start = found
+        image, start = request.next_image()
         assert image.rows is not None
         assert image.n_tokens is not None
         alone = all(other is request or other.paused for other in self.running)
-        stop = min(start + (self._context.n_ubatch if alone else self._slice), image.n_tokens)
+        stop = min(start + (self._n_ubatch if alone else self._slice), image.n_tokens)
         while not self._has_room(stop - start) and len(self.running) > 1:
             last = self.running[-1]
             self._park(last)
@@ -409,7 +421,7 @@ class Scheduler:
     def _event(self, request: Request, chosen: Choice | Exception) -> Event:
         if isinstance(chosen, Exception):
             return Event(error=chosen)
-        full = request.n_tokens + 1 == request.max_tokens or request.n_done >= self._context.n_ctx_seq
+        full = request.n_tokens + 1 == request.max_tokens or request.n_done >= self._n_ctx
         try:
             return request.write(chosen, full)
         except Exception as exc:
@@ -456,6 +468,10 @@ class Scheduler:
 
 def _number(request: Request) -> int:
     return request.number
+
+
+def _n_tokens(entries: list[_Entry]) -> int:
+    return sum([len(tokens) for _, tokens, _ in entries])
 
 
 def _sequence(request: Request) -> Sequence:
