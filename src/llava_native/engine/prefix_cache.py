@@ -36,6 +36,9 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, sequence: object) -> bool:
+        return sequence in self._kept
+
     @property
     def cells(self) -> int:
         """Cells that only kept sequences hold."""

@@ -219,10 +219,14 @@ class Scheduler:
             self._desk.want(image)
         if not request.is_ready:
             return True
+        need = request.n_content - n + _RESERVE
+        evictable = self._cache.cells - (n if source in self._cache else 0)
+        if self.running and need > self._memory.free + evictable:
+            return False  # and nothing is evicted in vain
         sequence = self._memory.open(source, n)
         if source is not None:
             self._cache.touch(source)
-        if not self._has_room(request.n_content - n + _RESERVE) and self.running:
+        if not self._has_room(need) and self.running:
             self._memory.close(sequence)
             return False
         request.sequence = sequence

@@ -209,6 +209,22 @@ def test_old_prefixes_make_room(desk):
     expect(desk, request, whole, max_tokens=None)
 
 
+def test_nothing_is_dropped_for_who_has_no_room_anyway():
+    desk = Desk(prefix_cells=48)
+    old = list(range(100, 120))
+    desk.ask(old, max_tokens=1)
+    desk.finish()
+    first = desk.ask(A, max_tokens=12)
+    second = desk.ask(list(range(40)))  # not beside the first one, even without the old prefix
+    while not first.ended:
+        desk.scheduler.step()
+        assert second in desk.scheduler.waiting or first.ended
+    assert desk.scheduler.stats().evicted == 0
+    desk.finish()
+    expect(desk, second, list(range(40)))
+    desk.close()
+
+
 def test_running_requests_make_room_for_older_ones():
     desk = Desk(n_ctx=64, n_running=3)
     requests = [desk.ask(p, max_tokens=40) for p in (A, B, C)]
