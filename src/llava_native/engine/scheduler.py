@@ -149,7 +149,8 @@ class Scheduler:
 
     def _look_ahead(self) -> None:
         """Begin with the first of those that wait: images are prepared while others run."""
-        for request in self.waiting[: self._n_running + _LOOK_AHEAD]:
+        could_run = [request for request in self.waiting if not request.paused]
+        for request in could_run[: self._n_running + _LOOK_AHEAD]:
             if not request.begun:
                 request.begin()
                 self._desk.prepare(request.images)

@@ -282,6 +282,25 @@ def test_a_paused_request_gives_its_place_to_those_who_wait():
     desk.close()
 
 
+def test_many_that_pause_do_not_keep_others_from_beginning():
+    """One caller that reads a token of each in turn, of far more than may run or be prepared."""
+    desk = Desk(n_running=2, n_ctx=256)
+    prompts = LONG[:15]
+    requests = []
+    for prompt in prompts:
+        requests.append(desk.ask(prompt, max_tokens=20, run_ahead=2))
+        for _ in range(200):
+            if not requests[-1].events.empty():
+                break
+            desk.scheduler.step()
+        desk.take(requests[-1])
+        assert desk.got[requests[-1]]
+    desk.finish()
+    for request, prompt in zip(requests, prompts, strict=True):
+        expect(desk, request, prompt, max_tokens=20)
+    desk.close()
+
+
 # -- ends
 
 
