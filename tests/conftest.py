@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,12 @@ from PIL import Image
 from support.tiny_models import TinyLlava, write_pair
 
 FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure():
+    # a shell that starts us in the background has SIGINT ignored, and the children that tests interrupt
+    # would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
