@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from llava_native.cli.jsonl import describe_into, left_to_do
 from llava_native.cli.options import (
     answer_options,
     given,
@@ -16,6 +18,9 @@ from llava_native.cli.options import (
     report,
     write,
 )
+
+if TYPE_CHECKING:
+    from llava_native.llava import Llava
 
 __all__ = ["describe"]
 
@@ -27,6 +32,8 @@ __all__ = ["describe"]
 @answer_options
 @load_options
 @click.option("--allow-urls", is_flag=True, help="Fetch images that are named by a URL.")
+@click.option("--jsonl", type=click.Path(dir_okay=False), help="Write answers to this file, a line each.")
+@click.option("--resume", is_flag=True, help="Go on with the file of --jsonl.")
 @click.option("--timings", is_flag=True, help="Tell on stderr how long each stage took.")
 def describe(
     images: tuple[str, ...],
@@ -37,30 +44,47 @@ def describe(
     temperature: float | None,
     seed: int | None,
     allow_urls: bool,
+    jsonl: str | None,
+    resume: bool,
     timings: bool,
     **load: Any,
 ) -> int:
     """Describe IMAGES, or answer a question about each of them.
 
     The answer streams to stdout. With several images each answer is one line after the image's name, and
-    an image that cannot be read is reported on stderr and passed over. Without -m and --mmproj the small
-    embedded model answers.
+    an image that cannot be read is reported on stderr and passed over. With --jsonl images are prepared,
+    encoded and answered beside each other, and a run that was interrupted can be resumed. Without -m and
+    --mmproj the small embedded model answers.
     """
     if model is not None and mmproj is None:
         raise click.UsageError("-m needs the image encoder too: --mmproj MMPROJ")
+    if resume and jsonl is None:
+        raise click.UsageError("--resume goes on with the file of --jsonl, and there is none")
+    todo = list(images) if jsonl is None else left_to_do(images, Path(jsonl), resume)
     options = {"temperature": 0.0} | given(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    failures = 0
     with open_llava(model, mmproj, allow_urls=allow_urls, **given(**load)) as llava:
-        for image in images:
-            try:
-                with llava.stream(prompt, image=image, **options) as stream:
-                    write(stream, f"{image}: " if len(images) > 1 else "")
-            except (ValueError, OSError) as exc:  # of this image; the next may be sound
-                if len(images) == 1 or isinstance(exc, BrokenPipeError):
-                    raise
-                print(f"llava-native: {image}: {exc}", file=sys.stderr)
-                failures += 1
-                continue
-            if timings:
-                report(stream)
+        if jsonl is not None:
+            failures = describe_into(llava, todo, prompt, Path(jsonl), options)
+        else:
+            failures = _describe_each(llava, todo, prompt, timings, options)
     return 1 if failures else 0
+
+
+def _describe_each(
+    llava: Llava, images: list[str], prompt: str, timings: bool, options: dict[str, Any]
+) -> int:
+    """Write the answers to stdout as they come; return how many images failed."""
+    failures = 0
+    for image in images:
+        try:
+            with llava.stream(prompt, image=image, **options) as stream:
+                write(stream, f"{image}: " if len(images) > 1 else "")
+        except (ValueError, OSError) as exc:  # of this image; the next may be sound
+            if len(images) == 1 or isinstance(exc, BrokenPipeError):
+                raise
+            print(f"llava-native: {image}: {exc}", file=sys.stderr)
+            failures += 1
+            continue
+        if timings:
+            report(stream)
+    return failures

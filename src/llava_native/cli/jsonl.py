@@ -1,0 +1,77 @@
+"""Answers about many pictures, one line of JSON each, in a file that a second run goes on with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from llava_native.bulk import MapItem
+    from llava_native.llava import Llava
+
+__all__ = ["describe_into", "left_to_do"]
+
+
+def left_to_do(images: Sequence[str], path: Path, resume: bool) -> list[str]:
+    """Return the images that have no answer in the file yet; a line that was cut short is taken out.
+
+    Raises
+    ------
+    click.UsageError
+        The file exists, and nobody said that it is to be gone on with; or it holds something else.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return list(images)
+    if not resume:
+        raise click.UsageError(f"{path} exists: --resume goes on with it")
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            name = entry["image"]
+        except (ValueError, TypeError, KeyError) as exc:
+            raise click.UsageError(f"{path}, line {number}, is no answer of this command") from exc
+        if entry.get("error") is None:  # what failed is tried again
+            done.add(name)
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [image for image in images if image not in done]
+
+
+def describe_into(
+    llava: Llava, images: Sequence[str], prompt: str, path: Path, options: dict[str, Any]
+) -> int:
+    """Append an answer about each image, in the order in which they are done; return how many failed."""
+    failures = 0
+    bar = click.progressbar(length=len(images), label="describing", file=sys.stderr)
+    with (
+        path.open("a", encoding="utf-8") as file,
+        llava.map(images, prompt, ordered=False, **options) as items,
+        bar,
+    ):
+        for item in items:
+            file.write(json.dumps(_entry(item), ensure_ascii=False) + "\n")
+            file.flush()  # a line that was counted stays, whatever happens next
+            failures += item.error is not None
+            bar.update(1)
+    return failures
+
+
+def _entry(item: MapItem) -> dict[str, Any]:
+    if item.result is None:
+        return {"image": item.image, "text": None, "error": str(item.error) or type(item.error).__name__}
+    result = item.result
+    return {
+        "image": item.image,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "completion_tokens": result.usage.completion_tokens,
+    }
