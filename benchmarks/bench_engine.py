@@ -271,9 +271,11 @@ def table(wanted: dict[str, Scenario], found: dict[str, dict[str, list[float]]])
         ratio = medians["llava_native"] / best
         met = ratio >= scenario.limit if scenario.higher_is_better else ratio <= scenario.limit
         sign = "≥" if scenario.higher_is_better else "≤"
-        bound = f"{ratio:.2f} ({sign} {scenario.limit:.2f})" if scenario.limit < math.inf else f"{ratio:.2f}"
+        has_bound = scenario.limit < math.inf
+        bound = f"{ratio:.2f} ({sign} {scenario.limit:.2f})" if has_bound else f"{ratio:.2f}"
+        mark = ("yes" if met else "**no**") if has_bound else ""
         cells = " | ".join(f"{medians[name]:.3g} {scenario.unit}" for name in ["llava_native", *peers_])
-        lines.append(f"| {scenario.title} | {cells} | {bound} | {'yes' if met else '**no**'} |")
+        lines.append(f"| {scenario.title} | {cells} | {bound} | {mark} |")
     return "\n".join(lines)
 
 
