@@ -78,8 +78,10 @@ class Parts:
         shape = {name: options[name] for name in named}
         estimate = estimate_pair(*paths, **shape, devices=found, on_gpu=bool(gpus))
         room = host_room()
-        for gpu in gpus if room else ():  # which layers go where is the library's choice: count them together
-            room = Room(room.total + gpu["memory_total"], room.free + gpu["memory_free"], "this machine")
+        for gpu in gpus:  # which layers go where is the library's choice: count them together
+            room = room and Room(
+                room.total + gpu["memory_total"], room.free + gpu["memory_free"], "this machine"
+            )
         check_fits(estimate, limit, room, options["n_ctx"])
 
     def _own(self, made: _Owned) -> _Owned:

@@ -75,7 +75,7 @@ def test_refused_with_the_numbers():
 
 
 def test_llava_refuses_before_loading(pair):
-    with pytest.raises(MemoryError, match="memory_limit is 1.0 MiB") as caught:
+    with pytest.raises(MemoryError, match=r"memory_limit is 1\.0 MiB") as caught:
         Llava(pair.text.path, pair.mmproj.path, memory_limit=MiB)
     assert isinstance(caught.value, LlavaError)
     with pytest.raises(NotEnoughMemoryError, match="n_ctx"):
@@ -86,5 +86,5 @@ def test_llava_refuses_before_loading(pair):
 
 def test_a_group_with_too_little(pair, monkeypatch):
     monkeypatch.setattr("llava_native.loading.host_room", lambda: Room(2**20, 2**20, "its control group"))
-    with pytest.raises(NotEnoughMemoryError, match="its control group has 1.0 MiB in all"):
+    with pytest.raises(NotEnoughMemoryError, match=r"its control group has 1\.0 MiB in all"):
         Llava(pair.text.path, n_ctx=256)
