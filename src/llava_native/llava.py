@@ -16,11 +16,11 @@ from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list
 from llava_native.engine import RUN_AHEAD, Stats
 from llava_native.errors import ClosedError, InvalidInputError
-from llava_native.loading import Parts
+from llava_native.loading import make_parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
 from llava_native.planning import Overflow, Plan, Planner
-from llava_native.prompt import Part, Prompt, check_length, pieces
+from llava_native.prompt import Part, Prompt, check_length
 from llava_native.stream import Result, TokenStream, check_limits
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 class Llava:
-    """A language model with an image encoder, in this process.
+    """A language model with an image encoder, in this process or, with `isolate`, in one of its own.
 
     Parameters
     ----------
@@ -72,6 +72,9 @@ class Llava:
     memory_limit : int, optional
         Bytes that it may take. Default: what the machine, or this process's control group, has; then what
         is not mapped from the file must be free, too.
+    isolate : bool, default False
+        Load and run in a child process: what kills it there is a ``NativeAbort`` here, and the next request
+        starts it again. `model`, `encoder` and `context` are then stand-ins. See docs/safety.md.
     kv_overrides : mapping, optional
         As ``Model`` takes it.
     progress : callable of one float, optional
@@ -123,12 +126,13 @@ class Llava:
         chat_template: PathLike | None = None,
         allow_urls: bool = False,
         memory_limit: int | None = None,
+        isolate: bool = False,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], Any] | None = None,
         cancel: CancelToken | None = None,
     ) -> None:
-        self._parts = Parts(
-            model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
+        self._parts = make_parts(
+            isolate, model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
             n_seq_max=n_seq_max, prefix_cache=prefix_cache, embedding_cache=embedding_cache,
             cache_dir=cache_dir, max_waiting=max_waiting, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
             flash_attn=flash_attn, type_k=type_k, type_v=type_v, dtype=dtype, device=device,
@@ -136,9 +140,7 @@ class Llava:
         )  # fmt: skip
         self._model, self._encoder = self._parts.model, self._parts.encoder
         self._context, self._engine = self._parts.context, self._parts.engine
-        self._planner = Planner(
-            self._model, self._encoder, self._parts.template, self._context.n_ctx_seq, allow_urls
-        )
+        self._planner = self._parts.planner(allow_urls)
 
     @classmethod
     def demo(cls, **options: Any) -> Self:
@@ -395,7 +397,7 @@ class Llava:
             As ``respond`` takes them.
         """
         self._check_open()
-        made = pieces(self._model, parts)
+        made = self._planner.pieces(parts)
         n_tokens = sum(len(piece) for piece in made)
         check_length(n_tokens, self._context.n_ctx_seq)
         return self._open_stream(Prompt(made, n_tokens), **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
@@ -15,16 +15,26 @@ from llava_native.errors import BusyError, EmbeddingMismatchError
 from llava_native.limits import check_range
 from llava_native.machine import Room, host_room
 from llava_native.memory import check_fits, estimate_pair
+from llava_native.planning import Planner
 from llava_native.templates import choose_template
 
 if TYPE_CHECKING:
     from llava_native.constraint import Constraint, Matcher, Vocabulary
     from llava_native.params import SamplingParams
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "make_parts"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 _Owned = TypeVar("_Owned", Model, ImageEncoder, Context)
+
+
+def make_parts(isolate: bool, *files: Any, **options: Any) -> Parts:
+    """Return ``Parts``, or what takes their place where the work is done in a child process."""
+    if not isolate:
+        return Parts(*files, **options)
+    from llava_native.isolation.parts import IsolatedParts  # pays its imports only when used
+
+    return cast("Parts", IsolatedParts(*files, **options))
 
 
 class Parts:
@@ -129,6 +139,10 @@ class Parts:
             cache_dir=cache_dir,
             max_waiting=max_waiting,
         )
+
+    def planner(self, allow_urls: bool) -> Planner:
+        """Make what turns messages into prompts."""
+        return Planner(self.model, self.encoder, self.template, self.context.n_ctx_seq, allow_urls)
 
     def sampler(self, params: SamplingParams, constraint: Constraint | None) -> Sampler:
         """Make the sampler of one answer."""
