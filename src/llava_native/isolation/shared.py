@@ -41,20 +41,22 @@ def pack(images: Sequence[Any]) -> tuple[list[dict[str, Any]], IO[bytes] | None]
     ImageDecodeError, TypeError
         As ``open_image``, of Pillow images and arrays.
     """
-    file: IO[bytes] | None = None
-    found = []
-    for image in images:
-        description, data = _describe(image)
-        if data is not None:
-            file = file or _new_file()
-            start = -(-file.tell() // _ALIGN) * _ALIGN
-            file.seek(start)
-            file.write(data)
-            description |= {"start": start, "size": data.nbytes}
-        found.append(description)
-    if file is not None:
+    described = [_describe(image) for image in images]  # before there is a file to close
+    if all(data is None for _, data in described):
+        return [description for description, _ in described], None
+    file = _new_file()
+    try:
+        for description, data in described:
+            if data is not None:
+                start = -(-file.tell() // _ALIGN) * _ALIGN
+                file.seek(start)
+                file.write(data)
+                description |= {"start": start, "size": data.nbytes}
         file.flush()
-    return found, file
+    except BaseException:
+        file.close()
+        raise
+    return [description for description, _ in described], file
 
 
 def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:

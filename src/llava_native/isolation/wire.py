@@ -62,7 +62,7 @@ class Channel:
     def send(
         self, kind: int, number: int = 0, data: Any = None, blob: bytes = b"", file: IO[bytes] | None = None
     ) -> None:
-        """Send a frame; one that nobody receives any more is dropped. `file` is kept until it is sent."""
+        """Send a frame; one that nobody receives any more is dropped. `file` is closed when it is sent."""
         text = b"" if data is None else json.dumps(data, separators=(",", ":")).encode()
         header = _HEADER.pack(kind, file is not None, number, len(text), len(blob))
         self._waiting.put((header + text + blob, file))
@@ -77,8 +77,9 @@ class Channel:
             while True:
                 data, file = self._waiting.get_nowait()
                 if file is not None:
-                    n = socket.send_fds(self._socket, [data], [file.fileno()])
-                    data = data[n:]
+                    with file:
+                        n = socket.send_fds(self._socket, [data], [file.fileno()])
+                        data = data[n:]
                 self._socket.sendall(data)
 
     def receive(self) -> Frame | None:
