@@ -24,7 +24,7 @@ from llava_native.params import SamplingParams
 from llava_native.prompt import PendingImage, Text, pieces
 from llava_native.stream import Writer
 
-__all__ = ["MODEL_FACTS", "REASONS", "TOKEN", "main"]
+__all__ = ["CONTEXT_FACTS", "ENCODER_FACTS", "MODEL_FACTS", "REASONS", "TOKEN", "main"]
 
 # a token of an answer: its id, how many there are, why it was the last one, whether there is one to show
 TOKEN: Final = struct.Struct("<iIBB")
@@ -34,10 +34,10 @@ MODEL_FACTS: Final = (
     "path", "n_embd", "n_vocab", "n_ctx_train", "n_layer", "n_params", "size_bytes", "description",
     "metadata", "chat_template", "special_tokens", "bos", "eos", "eot", "add_bos", "is_spm",
 )  # fmt: skip
-_ENCODER_FACTS: Final = (
+ENCODER_FACTS: Final = (
     "path", "dtype", "fingerprint", "n_threads", "n_embd", "image_size", "patch_size", "n_tokens",
 )  # fmt: skip
-_CONTEXT_FACTS: Final = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max", "n_threads")
+CONTEXT_FACTS: Final = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max", "n_threads")
 
 
 def main(fd: int, parent: int) -> None:
@@ -88,17 +88,17 @@ def _load(channel: Channel, options: dict[str, Any]) -> Parts | None:
         def progress(done: float) -> None:
             channel.send(Kind.PROGRESS, data=done)
 
-    try:
+    try:  # templates are the parent's; one is given here so that a file's own, perhaps broken, is not read
         parts = Parts(
-            options.pop("model"), options.pop("mmproj"), None, progress=progress, cancel=None, **options
+            options.pop("model"), options.pop("mmproj"), "chatml", progress=progress, cancel=None, **options
         )
     except BaseException as exc:
         channel.send(Kind.ERROR, data=to_data(exc))
         return None
     facts: dict[str, Any] = {
         "model": _facts(parts.model, MODEL_FACTS),
-        "encoder": None if parts.encoder is None else _facts(parts.encoder, _ENCODER_FACTS),
-        "context": _facts(parts.context, _CONTEXT_FACTS),
+        "encoder": None if parts.encoder is None else _facts(parts.encoder, ENCODER_FACTS),
+        "context": _facts(parts.context, CONTEXT_FACTS),
     }
     channel.send(Kind.READY, data=facts)
     return parts

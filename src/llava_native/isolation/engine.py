@@ -237,6 +237,8 @@ def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
     ids, images = array("i"), []
     for piece in request.wanted_pieces:
         if isinstance(piece, list):
+            if not piece:
+                continue  # a length of 0 stands for an image
             ids.extend(piece)
             lengths.append(len(piece))
         else:

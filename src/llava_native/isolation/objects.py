@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llava_native.errors import InvalidInputError
+from llava_native.isolation.child import CONTEXT_FACTS, ENCODER_FACTS, MODEL_FACTS
 from llava_native.isolation.process import numbers
 from llava_native.isolation.shared import pack, read_rows
 from llava_native.isolation.wire import Kind, WireError, close_all
@@ -26,9 +27,11 @@ __all__ = ["IsolatedContext", "IsolatedEncoder", "IsolatedModel", "IsolatedSampl
 class _StandIn:
     """The facts that the child told about an object, as attributes."""
 
+    _names: ClassVar[tuple[str, ...]]
+
     def __init__(self, engine: IsolatedEngine, facts: dict[str, Any]) -> None:
         self._engine = engine
-        self.__dict__.update(facts)
+        self.__dict__.update({name: facts[name] for name in self._names if name in facts})
 
     @property
     def closed(self) -> bool:
@@ -46,6 +49,8 @@ class _StandIn:
 
 class IsolatedModel(_StandIn):
     """The model in the child process: ``Model``'s facts, and its tokenizer."""
+
+    _names = MODEL_FACTS
 
     def tokenize(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
@@ -79,6 +84,8 @@ class IsolatedModel(_StandIn):
 class IsolatedEncoder(_StandIn):
     """The image encoder in the child process."""
 
+    _names = ENCODER_FACTS
+
     def encode(
         self,
         image: ImageLike,
@@ -101,6 +108,8 @@ class IsolatedEncoder(_StandIn):
 
 class IsolatedContext(_StandIn):
     """The sizes of the context in the child process."""
+
+    _names = CONTEXT_FACTS
 
 
 class IsolatedSampler:

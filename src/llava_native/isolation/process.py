@@ -92,6 +92,7 @@ class Worker:
             self._errors.close()
             raise
         self._thread = threading.Thread(target=self._link.run, name="llava_native isolated", daemon=True)
+        self._channel.receiver = self._thread
         self._thread.start()
         self.pid = self._link.process.pid
         self._finalizer = weakref.finalize(self, _let_go, os.getpid(), self._channel)

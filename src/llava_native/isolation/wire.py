@@ -58,14 +58,22 @@ class Channel:
         self._sending = threading.Lock()
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
+        self.receiver: threading.Thread | None = None  # a thread that must never wait to send
 
     def send(
         self, kind: int, number: int = 0, data: Any = None, blob: bytes = b"", file: IO[bytes] | None = None
     ) -> None:
         """Send a frame; one that nobody receives any more is dropped. `file` is closed when it is sent."""
-        text = b"" if data is None else json.dumps(data, separators=(",", ":")).encode()
+        text = b"" if data is None else json.dumps(data, separators=(",", ":"), default=_number).encode()
         header = _HEADER.pack(kind, file is not None, number, len(text), len(blob))
         self._waiting.put((header + text + blob, file))
+        if self.receiver is threading.current_thread():
+            # both ends would wait for each other if who must read were the one that writes
+            threading.Thread(target=self._send_all, daemon=True).start()
+        else:
+            self._send_all()
+
+    def _send_all(self) -> None:
         while not self._waiting.empty() and self._sending.acquire(blocking=False):
             try:
                 self._flush()
@@ -134,6 +142,15 @@ class Channel:
         close_all(self._fds)
         self._fds.clear()
         self._socket.close()
+
+
+def _number(value: Any) -> int | float:
+    """Return a number of NumPy's, or the like, as JSON has it."""
+    if hasattr(value, "__index__"):
+        return int(value)
+    if hasattr(value, "__float__"):
+        return float(value)
+    raise TypeError(f"an isolated process cannot be told of {value!r}")
 
 
 def close_all(fds: Sequence[int] | deque[int]) -> None:
