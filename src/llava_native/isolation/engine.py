@@ -44,14 +44,9 @@ class IsolatedEngine:
         As ``Engine`` takes them.
     progress, cancel
         Of the first load.
-
-    Attributes
-    ----------
-    model : object
-        The stand-in of the model; set by who makes it.
     """
 
-    model: Any
+    model: Any = None  # tokens are turned into text in the child; and what is dropped must hold no circle
 
     def __init__(
         self,

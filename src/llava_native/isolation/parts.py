@@ -60,8 +60,7 @@ class IsolatedParts:
         self._engine = engine
         try:
             facts = engine.facts
-            engine.model = IsolatedModel(engine, facts["model"])
-            self.model = cast("Model", engine.model)
+            self.model = cast("Model", IsolatedModel(engine, facts["model"]))
             self.encoder = None
             if facts["encoder"] is not None:
                 self.encoder = cast("ImageEncoder", IsolatedEncoder(engine, facts["encoder"]))
