@@ -88,3 +88,14 @@ def test_a_group_with_too_little(pair, monkeypatch):
     monkeypatch.setattr("llava_native.loading.host_room", lambda: Room(2**20, 2**20, "its control group"))
     with pytest.raises(NotEnoughMemoryError, match=r"its control group has 1\.0 MiB in all"):
         Llava(pair.text.path, n_ctx=256)
+
+
+def test_show_tells(pair, capsys):
+    import json
+
+    from llava_native.cli import main
+
+    assert main(["show", str(pair.text.path), "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["n_ctx"] == 4096
+    assert memory["total"] >= memory["weights"] + memory["kv"] + memory["compute"] > 0
