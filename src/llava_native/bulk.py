@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from llava_native.errors import BusyError, InvalidInputError
+from llava_native.errors import BusyError, InvalidInputError, NativeAbort
 
 if TYPE_CHECKING:
     from llava_native.images import ImageLike
@@ -140,7 +140,7 @@ class ImageMap:
             if self._order is None:
                 stream.on_end(partial(self._done.put, index))
             stream.start()
-        except (ValueError, OSError, BusyError) as exc:  # of this image; the next may be sound
+        except (ValueError, OSError, BusyError, NativeAbort) as exc:  # of this image; the next may be sound
             error = exc
             if self._order is None:
                 self._done.put(index)

@@ -28,6 +28,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelfileError",
     "NativeAbort",
+    "NotEnoughMemoryError",
     "PromptTooLongError",
     "StoreError",
     "TemplateError",
@@ -176,6 +177,10 @@ class InUseError(LlavaError, RuntimeError):
 
 class ForkError(LlavaError, RuntimeError):
     """The object was made before ``os.fork()``; native threads and devices do not survive it."""
+
+
+class NotEnoughMemoryError(LlavaError, MemoryError):
+    """What was asked for cannot fit into memory; nothing was loaded."""
 
 
 class NativeAbort(LlavaError, RuntimeError):  # noqa: N818 - the name that callers know

@@ -12,20 +12,19 @@ from llava_native._cancel import CancelToken
 from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
-from llava_native._sampler import Sampler
 from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list
 from llava_native.engine import RUN_AHEAD, Stats
 from llava_native.errors import ClosedError, InvalidInputError
-from llava_native.loading import Parts
+from llava_native.loading import make_parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
 from llava_native.planning import Overflow, Plan, Planner
-from llava_native.prompt import Part, Prompt, check_length, pieces
+from llava_native.prompt import Part, Prompt, check_length
 from llava_native.stream import Result, TokenStream, check_limits
 
 if TYPE_CHECKING:
-    from llava_native.constraint import Constraint, Matcher, Vocabulary
+    from llava_native.constraint import Constraint
     from llava_native.images import ImageLike
 
 __all__ = ["Llava"]
@@ -34,7 +33,7 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 class Llava:
-    """A language model with an image encoder, in this process.
+    """A language model with an image encoder, in this process or, with `isolate`, in one of its own.
 
     Parameters
     ----------
@@ -70,6 +69,12 @@ class Llava:
         A folder for image rows, which processes may share. It only grows.
     max_waiting : int, default 1024
         Requests that may wait; one more raises ``BusyError``.
+    memory_limit : int, optional
+        Bytes that it may take. Default: what the machine, or this process's control group, has; then what
+        is not mapped from the file must be free, too.
+    isolate : bool, default False
+        Load and run in a child process: what kills it there is a ``NativeAbort`` here, and the next request
+        starts it again. `model`, `encoder` and `context` are then stand-ins. See docs/safety.md.
     kv_overrides : mapping, optional
         As ``Model`` takes it.
     progress : callable of one float, optional
@@ -81,6 +86,8 @@ class Llava:
     ------
     EmbeddingMismatchError
         The mmproj belongs to another language model.
+    NotEnoughMemoryError
+        It cannot fit into memory; nothing was loaded.
     LlavaError, OSError
         As ``Model``, ``ImageEncoder`` and ``Context`` raise them.
 
@@ -118,23 +125,22 @@ class Llava:
         device: str | None = None,
         chat_template: PathLike | None = None,
         allow_urls: bool = False,
+        memory_limit: int | None = None,
+        isolate: bool = False,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], Any] | None = None,
         cancel: CancelToken | None = None,
     ) -> None:
-        self._vocabulary: Vocabulary | None = None  # made for the first constraint
-        self._parts = Parts(
-            model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
+        self._parts = make_parts(
+            isolate, model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
             n_seq_max=n_seq_max, prefix_cache=prefix_cache, embedding_cache=embedding_cache,
             cache_dir=cache_dir, max_waiting=max_waiting, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
             flash_attn=flash_attn, type_k=type_k, type_v=type_v, dtype=dtype, device=device,
-            kv_overrides=kv_overrides, progress=progress, cancel=cancel,
+            memory_limit=memory_limit, kv_overrides=kv_overrides, progress=progress, cancel=cancel,
         )  # fmt: skip
         self._model, self._encoder = self._parts.model, self._parts.encoder
         self._context, self._engine = self._parts.context, self._parts.engine
-        self._planner = Planner(
-            self._model, self._encoder, self._parts.template, self._context.n_ctx_seq, allow_urls
-        )
+        self._planner = self._parts.planner(allow_urls)
 
     @classmethod
     def demo(cls, **options: Any) -> Self:
@@ -391,7 +397,7 @@ class Llava:
             As ``respond`` takes them.
         """
         self._check_open()
-        made = pieces(self._model, parts)
+        made = self._planner.pieces(parts)
         n_tokens = sum(len(piece) for piece in made)
         check_length(n_tokens, self._context.n_ctx_seq)
         return self._open_stream(Prompt(made, n_tokens), **options)
@@ -448,7 +454,7 @@ class Llava:
         return TokenStream(
             self._engine,
             prompt,
-            Sampler(self._model, SamplingParams(**sampling), matcher=self._matcher(constraint)),
+            self._parts.sampler(SamplingParams(**sampling), constraint),
             max_tokens=max_tokens,
             stops=[*stops, *self._planner.template.stops],
             cancel=cancel,
@@ -457,15 +463,6 @@ class Llava:
             run_ahead=run_ahead,
             keep_images=keep_images,
         )
-
-    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
-        if constraint is None:
-            return None
-        from llava_native.constraint import Matcher, Vocabulary
-
-        if self._vocabulary is None:  # two threads may both make one: the second is dropped
-            self._vocabulary = Vocabulary(self._model)
-        return Matcher(constraint, self._vocabulary)
 
     def _check_open(self) -> None:
         if self._engine.closed:

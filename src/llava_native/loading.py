@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
+from llava_native._native import devices
+from llava_native._sampler import Sampler
 from llava_native.engine import Engine, n_sequences
 from llava_native.errors import BusyError, EmbeddingMismatchError
 from llava_native.limits import check_range
+from llava_native.machine import Room, host_room
+from llava_native.memory import check_fits, estimate_pair
+from llava_native.planning import Planner
 from llava_native.templates import choose_template
 
-__all__ = ["Parts"]
+if TYPE_CHECKING:
+    from llava_native.constraint import Constraint, Matcher, Vocabulary
+    from llava_native.params import SamplingParams
+
+__all__ = ["Parts", "make_parts"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 _Owned = TypeVar("_Owned", Model, ImageEncoder, Context)
+
+
+def make_parts(isolate: bool, *files: Any, **options: Any) -> Parts:
+    """Return ``Parts``, or what takes their place where the work is done in a child process."""
+    if not isolate:
+        return Parts(*files, **options)
+    from llava_native.isolation.parts import IsolatedParts  # pays its imports only when used
+
+    return cast("Parts", IsolatedParts(*files, **options))
 
 
 class Parts:
@@ -40,8 +58,10 @@ class Parts:
     ) -> None:
         self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
         self._engine: Engine | None = None
+        self._vocabulary: Vocabulary | None = None  # made for the first constraint
         load = {name: options.pop(name) for name in ("progress", "cancel")}
         try:
+            self._check_memory(model, mmproj, options)
             self.model = self._model(model, options, load)
             self.template = choose_template(self.model, chat_template)
             self.encoder = self._encoder(mmproj, options, load)
@@ -50,6 +70,29 @@ class Parts:
         except BaseException:
             self.close()
             raise
+
+    def _check_memory(
+        self, model: PathLike | Model, mmproj: PathLike | ImageEncoder | None, options: dict[str, Any]
+    ) -> None:
+        """Refuse what cannot fit, before anything of it is loaded."""
+        paths = (
+            None if isinstance(model, Model) else model,
+            None if isinstance(mmproj, ImageEncoder) else mmproj,
+        )
+        named = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "type_k", "type_v")
+        limit = options.pop("memory_limit")
+        if limit is not None:
+            check_range("memory_limit", limit, 0, 2**63)
+        found = devices()
+        gpus = [d for d in found if d["type"] in ("gpu", "igpu")] if options["n_gpu_layers"] else []
+        shape = {name: options[name] for name in named}
+        estimate = estimate_pair(*paths, **shape, devices=found, on_gpu=bool(gpus))
+        room = host_room()
+        for gpu in gpus:  # which layers go where is the library's choice: count them together
+            room = room and Room(
+                room.total + gpu["memory_total"], room.free + gpu["memory_free"], "this machine"
+            )
+        check_fits(estimate, limit, room, options["n_ctx"])
 
     def _own(self, made: _Owned) -> _Owned:
         self._owned.append(made)
@@ -96,6 +139,23 @@ class Parts:
             cache_dir=cache_dir,
             max_waiting=max_waiting,
         )
+
+    def planner(self, allow_urls: bool) -> Planner:
+        """Make what turns messages into prompts."""
+        return Planner(self.model, self.encoder, self.template, self.context.n_ctx_seq, allow_urls)
+
+    def sampler(self, params: SamplingParams, constraint: Constraint | None) -> Sampler:
+        """Make the sampler of one answer."""
+        return Sampler(self.model, params, matcher=self._matcher(constraint))
+
+    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        from llava_native.constraint import Matcher, Vocabulary
+
+        if self._vocabulary is None:  # two threads may both make one: the second is dropped
+            self._vocabulary = Vocabulary(self.model)
+        return Matcher(constraint, self._vocabulary)
 
     def close(self) -> None:
         """Close what was loaded here. May be called again.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from llava_native._embedding import ImageEmbedding
@@ -15,7 +15,7 @@ from llava_native.messages import (
     make_content,
     read_messages,
 )
-from llava_native.prompt import Part, PendingImage, Prompt, check_length, pieces
+from llava_native.prompt import Part, PendingImage, Piece, Prompt, check_length, pieces
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -121,7 +121,7 @@ class Planner:
             )
         dropped = 0
         while True:
-            made = pieces(self._model, self.parts(messages, tools))
+            made = self.pieces(self.parts(messages, tools))
             images = [len(piece) for piece in made if not isinstance(piece, list)]
             n_tokens = sum(len(piece) for piece in made)
             plan = Plan(n_tokens - sum(images), sum(images), len(images), self._n_ctx, dropped)
@@ -129,6 +129,10 @@ class Planner:
             if fewer is None:
                 return plan, Prompt(made, n_tokens)
             messages, dropped = fewer, dropped + 1
+
+    def pieces(self, parts: Iterable[Part]) -> list[Piece]:
+        """Tokenise parts into runs of token ids and images, in their order."""
+        return pieces(self._model, parts)
 
     def parts(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Part]:
         """Write messages, and the start of the answer to them, as parts of a prompt."""

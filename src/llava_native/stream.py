@@ -119,6 +119,7 @@ class Writer:
     """Turns the tokens of an answer into text, and tells when it is over. Called by the engine's thread."""
 
     def __init__(self, model: Model, stops: Sequence[str]) -> None:
+        self.stops = list(stops)
         self._model = model
         self._decoder = Utf8Decoder()
         self._splitter = StopSplitter(stops)

@@ -34,6 +34,11 @@ def downloads() -> None:
         assert_type(llava, Llava)
 
 
+def isolated(path: os.PathLike[str]) -> None:
+    with Llava(path, memory_limit=8 << 30, isolate=True) as llava:
+        assert_type(llava, Llava)
+
+
 def face(path: os.PathLike[str], image: Image.Image) -> None:
     with Llava(path, path, n_ctx=2048) as llava:
         assert_type(llava, Llava)

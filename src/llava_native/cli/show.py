@@ -51,6 +51,8 @@ def show(name: str, metadata: bool, template: bool, system: bool, licenses: bool
         return
     found: dict[str, Any] = _named(named) if named else {}
     found["files"] = [_file(header, metadata) for header in headers]
+    n_ctx = found.get("options", {}).get("n_ctx", 4096)
+    found["memory"] = _memory(headers, n_ctx)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(found)))
 
 
@@ -110,6 +112,24 @@ def _file(header: GGUFHeader, metadata: bool) -> dict[str, Any]:
     if metadata:
         found["metadata"] = {key: _plain(value.value) for key, value in header.metadata.items()}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _memory(headers: list[GGUFHeader], n_ctx: int) -> dict[str, Any]:
+    """Return what loading these files will take."""
+    from llava_native import devices
+    from llava_native.machine import host_room
+    from llava_native.memory import estimate_memory
+    from llava_native.pairs import is_mmproj
+
+    texts, encoders = [h for h in headers if not is_mmproj(h)], [h for h in headers if is_mmproj(h)]
+    estimate = estimate_memory(
+        texts[0] if texts else None, encoders[0] if encoders else None, n_ctx=n_ctx, devices=devices()
+    )
+    room = host_room()
+    found: dict[str, Any] = {"n_ctx": n_ctx} if texts else {}
+    found |= {name: size for name, size in estimate._asdict().items() if size}
+    found |= {"total": estimate.total, "free of " + room.of: room.free} if room else {"total": estimate.total}
+    return found
 
 
 def _text(header: GGUFHeader) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -121,6 +122,7 @@ class Request:
         self.run_ahead = run_ahead
         self.keep_images = keep_images
         self.stop = CancelToken(timeout)
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         self._cancel = cancel
         self.has_deadline = timeout is not None or cancel is not None
         self.events: SimpleQueue[Event] = SimpleQueue()
@@ -143,6 +145,11 @@ class Request:
         # seconds, and moments on the scheduler's clock
         self.submitted = self.since = 0.0
         self.queue_s = self.prefill_text_s = self.prefill_image_s = self.first_token_s = self.decode_s = 0.0
+
+    @property
+    def wanted_pieces(self) -> list[Any]:
+        """The prompt, until it begins."""
+        return self._pieces
 
     @property
     def cancelled(self) -> bool:

@@ -10,7 +10,7 @@ from ..gguf import GGUFHeader, Tensor, read_header
 from ._rules import MATRIX, VECTOR, Keys, check_tensor
 from .vocab import check_vocab
 
-__all__ = ["TextModelInfo", "check_text_model"]
+__all__ = ["TextModelInfo", "all_tensors", "check_text_model"]
 
 _MAX_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS: Final = 1024  # LLAMA_MAX_EXPERTS
@@ -92,7 +92,7 @@ def check_text_model(header: GGUFHeader, *, vocab_only: bool = False) -> TextMod
         return TextModelInfo(
             (header.path,), architecture, 0, 0, 0, vocab.n_tokens, vocab.model, vocab.pre, template, False, 0
         )
-    tensors, files = _all_tensors(keys)
+    tensors, files = _parts(keys)
     shape = _check_hparams(keys, architecture)
     checked = architecture in ("llama", "phi3")
     if checked:
@@ -135,7 +135,18 @@ def _check_kind(keys: Keys) -> str:
     return architecture
 
 
-def _all_tensors(keys: Keys) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def all_tensors(header: GGUFHeader) -> dict[str, Tensor]:
+    """Return the tensors of all parts of a model.
+
+    Raises
+    ------
+    ModelFormatError
+        A part is missing, or belongs to another model.
+    """
+    return _parts(Keys(header))[0]
+
+
+def _parts(keys: Keys) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors of all parts of the model, and the parts' paths."""
     header = keys.header
     if header.get("split.count", 0) in (0, 1):

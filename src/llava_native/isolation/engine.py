@@ -1,0 +1,293 @@
+"""IsolatedEngine: what ``Engine`` is to a ``Llava``, with the work in a child process."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import threading
+import time
+import weakref
+from array import array
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+
+from llava_native.engine import Event
+from llava_native.engine.stats import Stats
+from llava_native.errors import BusyError, ClosedError, ForkError
+from llava_native.isolation.child import REASONS, TOKEN
+from llava_native.isolation.faults import from_data
+from llava_native.isolation.process import Worker, numbers
+from llava_native.isolation.shared import pack
+from llava_native.isolation.wire import Frame, Kind
+from llava_native.stream import Token
+
+if TYPE_CHECKING:
+    from llava_native._cancel import CancelToken
+    from llava_native.engine import Request
+
+__all__ = ["IsolatedEngine"]
+
+_GRACE_S: Final = 0.05  # that the child gives a time limit more: it is the parent's to say that it is over
+_open: weakref.WeakSet[IsolatedEngine] = weakref.WeakSet()
+
+
+class IsolatedEngine:
+    """Answers requests in a child process, and starts another one when it has died.
+
+    Parameters
+    ----------
+    options : dict
+        What ``Parts`` takes, as JSON.
+    n_running, max_waiting : int
+        As ``Engine`` takes them.
+    progress, cancel
+        Of the first load.
+    """
+
+    model: Any = None  # tokens are turned into text in the child; and what is dropped must hold no circle
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        *,
+        n_running: int,
+        max_waiting: int,
+        progress: Callable[[float], Any] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        self.n_running = n_running
+        self.streams: set[int] = set()
+        self._options = options
+        self._max_waiting = max_waiting
+        self._starting = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        self._desk = _Desk()
+        self._worker = Worker(options, self._desk.take, progress, cancel)
+        self.facts = self._worker.facts
+        _open.add(self)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id; another one after it has died."""
+        return self._worker.pid
+
+    def check(self) -> None:
+        """Raise unless requests can be made here."""
+        if self._closed:
+            raise ClosedError("this Llava was closed")
+        if self._pid != os.getpid():
+            raise ForkError("this Llava was made before os.fork(); make it in the child, or use spawn")
+
+    def worker(self) -> Worker:
+        """Return the child that lives; where none does, start one, which loads the model again."""
+        self.check()
+        if self._worker.dead:
+            with self._starting:
+                self.check()
+                if self._worker.dead:
+                    self._worker = Worker(self._options, self._desk.take)
+        return self._worker
+
+    def call(self, name: str, **data: Any) -> Any:
+        """Have the child answer a question."""
+        return self.worker().call(name, data).data
+
+    def submit(self, request: Request) -> None:
+        """Hand a request over.
+
+        Raises
+        ------
+        BusyError
+            Too many requests wait already.
+        ClosedError, ForkError
+        LlavaError
+            The child had died, and its successor could not be started.
+        """
+        self.check()
+        if self._desk.n_silent >= self._max_waiting + self.n_running:
+            raise BusyError(f"{self._max_waiting} requests wait already; see max_waiting")
+        worker = self.worker()
+        number = next(numbers)
+        try:
+            data, ids, file = _wire_form(request)
+        except Exception as exc:  # an image that cannot be read is this request's own error, as in a Llava
+            request.deliver(Event(error=exc))
+            if request.on_end is not None:
+                request.on_end()
+            return
+        request.submitted = time.perf_counter()
+        self._desk.add(number, request, worker)
+        worker.send(Kind.SUBMIT, number, data, ids, file)
+        if worker.dead:
+            self._desk.fail(number, worker.end)
+
+    def drop(self, request: Request) -> None:
+        """End a request, whatever its stage. May be called from a destructor."""
+        request.stop.cancel()
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell the child what has become of its requests here. May be called from a destructor."""
+        self._desk.look()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def stats(self) -> Stats:
+        """Return the counters of the present child."""
+        found = self.call("stats")
+        return Stats(**{field.name: int(found[field.name]) for field in dataclasses.fields(Stats)})
+
+    def close(self) -> None:
+        """End all requests, and the child. May be called again."""
+        if self._closed or self._pid != os.getpid():
+            return
+        with self._starting:
+            self._closed = True
+        self._worker.close()
+
+
+class _Desk:
+    """The requests that the child has, and what it says about them."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, tuple[Request, Worker]] = {}
+        self._silent: set[int] = set()  # nothing was heard of them yet
+        self._dropped: set[int] = set()
+
+    @property
+    def n_silent(self) -> int:
+        """Requests that may be waiting to run."""
+        return len(self._silent)
+
+    def add(self, number: int, request: Request, worker: Worker) -> None:
+        """Expect news of a request."""
+        self._silent.add(number)
+        self._requests[number] = (request, worker)
+
+    def look(self) -> None:
+        """Tell the child who was cancelled, and whose caller has caught up."""
+        for number, (request, worker) in list(self._requests.items()):
+            if request.cancelled:
+                self._drop(number, worker)
+            elif request.paused and request.has_room:
+                request.paused = False
+                worker.send(Kind.GO_ON, number)
+
+    def _drop(self, number: int, worker: Worker) -> None:
+        if number not in self._dropped:
+            self._dropped.add(number)
+            worker.send(Kind.DROP, number)
+
+    def take(self, told: Frame | BaseException) -> None:
+        """Hear what the child says, or that a child is gone. On its own thread."""
+        if isinstance(told, BaseException):
+            for number, (_, worker) in list(self._requests.items()):
+                if worker.dead:
+                    self.fail(number, told)
+            return
+        found = self._requests.get(told.number)
+        if found is None:
+            return
+        request, worker = found
+        event = _event(told, request)
+        self._silent.discard(told.number)
+        if event.error is not None or event.reason is not None:
+            self._finish(told.number, request, event)
+            return
+        request.deliver(event)
+        if request.has_deadline and request.cancelled:
+            self._drop(told.number, worker)
+        if request.is_ahead and not request.paused:
+            request.paused = True  # the caller looks at this after it has taken a token
+            worker.send(Kind.HOLD, told.number)
+            if request.has_room:
+                self.look()
+
+    def fail(self, number: int, error: BaseException | None) -> None:
+        """End a request whose child is gone."""
+        found = self._requests.get(number)
+        if found is not None:
+            self._finish(number, found[0], Event(error=error))
+
+    def _finish(self, number: int, request: Request, event: Event) -> None:
+        if self._requests.pop(number, None) is None:
+            return  # another thread was first
+        self._silent.discard(number)
+        self._dropped.discard(number)
+        request.ended = True
+        request.deliver(event)
+        if request.on_end is not None:
+            request.on_end()
+
+
+def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
+    """Return a request as data, ids and shared file."""
+    lengths: list[int] = []
+    ids, images = array("i"), []
+    for piece in request.wanted_pieces:
+        if isinstance(piece, list):
+            if not piece:
+                continue  # a length of 0 stands for an image
+            ids.extend(piece)
+            lengths.append(len(piece))
+        else:
+            images.append(getattr(piece, "image", piece))
+            lengths.append(0)
+    descriptions, file = pack(images)
+    data = {
+        "pieces": lengths,
+        "images": descriptions,
+        "stops": request.write.stops,  # type: ignore[attr-defined]
+        "options": {
+            "max_tokens": request.max_tokens,
+            "logprobs": request.logprobs,
+            "keep_images": request.keep_images,
+            "timeout": None if request.deadline is None else _left(request.deadline),
+        },
+        **request.sampler.data(),  # type: ignore[attr-defined]
+    }
+    return data, ids.tobytes(), file
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, min(deadline - time.monotonic(), 3e9)) + _GRACE_S
+
+
+def _event(told: Frame, request: Request) -> Event:
+    """Return what a frame means, and note how far the request is."""
+    data = told.data or {}
+    if "facts" in data:
+        _note(request, data["facts"])
+    if told.kind == Kind.ERROR:
+        return Event(error=from_data(data))
+    token_id, n_tokens, reason, shown = TOKEN.unpack_from(told.blob)
+    item = None
+    if shown:
+        text = told.blob[TOKEN.size :].decode("utf-8", "surrogatepass")
+        item = Token(token_id, text)
+        if "logprob" in data:
+            top = [(int(i), float(value)) for i, value in data["top"]]
+            item = Token(token_id, text, float(data["logprob"]), top)
+    return Event(item, REASONS[reason], n_tokens)
+
+
+def _note(request: Request, facts: dict[str, Any]) -> None:
+    for name in ("queue_s", "prefill_text_s", "prefill_image_s", "first_token_s", "decode_s"):
+        setattr(request, name, float(facts[name]))
+    request.n_prompt = int(facts["n_prompt"])
+    request.n_cached = None if facts["n_cached"] is None else int(facts["n_cached"])
+    names = ("n_tokens", "prepare_s", "encode_s", "from_cache")
+    request.images = [SimpleNamespace(**dict(zip(names, image, strict=True))) for image in facts["images"]]  # type: ignore[misc]
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the children before the interpreter does: nobody would hear them then."""
+    for engine in list(_open):
+        engine.close()

@@ -1,0 +1,130 @@
+"""Images and rows in memory that both processes map: nameless, so that nothing is left whoever dies.
+
+On Linux it is a memfd, elsewhere a temporary file that was unlinked at once. It travels as a descriptor.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+from llava_native._embedding import ImageEmbedding
+from llava_native.images import rgb_pixels
+from llava_native.isolation.wire import WireError
+
+__all__ = ["pack", "read_rows", "unpack"]
+
+_ALIGN: Final = 64
+
+
+def pack(images: Sequence[Any]) -> tuple[list[dict[str, Any]], IO[bytes] | None]:
+    """Describe images, and put what they hold into one shared file.
+
+    Parameters
+    ----------
+    images : sequence of image-like or ImageEmbedding
+        Paths go as paths; encoded files, pixels and rows as bytes.
+
+    Returns
+    -------
+    descriptions : list of dict
+        As JSON.
+    file : file or None
+        None where all are paths.
+
+    Raises
+    ------
+    ImageDecodeError, TypeError
+        As ``open_image``, of Pillow images and arrays.
+    """
+    described = [_describe(image) for image in images]  # before there is a file to close
+    if all(data is None for _, data in described):
+        return [description for description, _ in described], None
+    file = _new_file()
+    try:
+        for description, data in described:
+            if data is not None:
+                start = -(-file.tell() // _ALIGN) * _ALIGN
+                file.seek(start)
+                file.write(data)
+                description |= {"start": start, "size": data.nbytes}
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return [description for description, _ in described], file
+
+
+def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:
+    if isinstance(image, ImageEmbedding):
+        shape = {"shape": [image.n_tokens, image.n_embd], "fingerprint": image.fingerprint}
+        return {"kind": "rows", **shape}, memoryview(image).cast("B")
+    if isinstance(image, (str, os.PathLike)):
+        return {"kind": "path", "path": str(Path(os.fsdecode(image)).absolute())}, None
+    try:
+        view = memoryview(image)
+    except TypeError:
+        view = None
+    if view is not None and view.ndim == 1 and view.itemsize == 1:
+        data = view.cast("B") if view.contiguous else memoryview(view.tobytes())
+        return {"kind": "file"}, data
+    pixels = rgb_pixels(image)
+    return {"kind": "pixels", "shape": [pixels.height, pixels.width, 3]}, pixels.data.cast("B")
+
+
+def unpack(descriptions: Sequence[dict[str, Any]], fd: int | None) -> list[Any]:
+    """Return what ``pack`` described, as views of the shared file; the descriptor is closed.
+
+    For the child: it trusts whoever started it not to cut the file short.
+    """
+    whole = None
+    if fd is not None:
+        try:
+            size = os.fstat(fd).st_size
+            whole = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ)) if size else memoryview(b"")
+        finally:
+            os.close(fd)
+    return [_image(description, whole) for description in descriptions]
+
+
+def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
+    if description["kind"] == "path":
+        return description["path"]
+    assert whole is not None
+    data = whole[description["start"] : description["start"] + description["size"]]
+    if description["kind"] == "file":
+        return data
+    if description["kind"] == "pixels":
+        return data.cast("B", description["shape"])
+    rows = data.cast("f", description["shape"])
+    return ImageEmbedding.from_buffer(rows, fingerprint=description["fingerprint"])
+
+
+def read_rows(description: dict[str, Any], fd: int) -> ImageEmbedding:
+    """Return rows that the child packed.
+
+    Copied: a child that went mad could cut a mapped file short, and take its reader along.
+    """
+    n_tokens, n_embd = (int(n) for n in description["shape"])
+    if not (0 < n_tokens < 2**20 and 0 < n_embd < 2**20):
+        raise WireError("rows of a strange shape")
+    rows = bytearray(n_tokens * n_embd * 4)
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        file.seek(0)
+        if file.readinto(rows) != len(rows):
+            raise WireError("rows are missing")
+    fingerprint = description["fingerprint"]
+    return ImageEmbedding.from_buffer(
+        memoryview(rows).cast("f", (n_tokens, n_embd)),
+        fingerprint=fingerprint if fingerprint is None else str(fingerprint),
+    )
+
+
+def _new_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("llava_native", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()

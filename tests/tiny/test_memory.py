@@ -1,0 +1,101 @@
+"""What is estimated, against what the libraries say that they allocate; and what is refused."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+from support.tiny_models import write_mmproj, write_text_model
+
+from llava_native import Context, ImageEncoder, Llava, Model, devices
+from llava_native.errors import LlavaError, NotEnoughMemoryError
+from llava_native.machine import Room
+from llava_native.memory import MemoryEstimate, check_fits, estimate_pair
+
+MiB = 2**20
+
+
+def allocated(caplog, what: str) -> float:
+    """Return the MiB of all buffers of a kind that the log names."""
+    found = re.findall(what + r" buffer size\s*=\s*([\d.]+) MiB", caplog.text)
+    return sum(map(float, found))
+
+
+def test_text_model_against_the_log(tmp_path, caplog):
+    """A model large enough for numbers in MiB: 6 layers of 512, of which the keys have half the width."""
+    path = write_text_model(
+        tmp_path / "text.gguf", n_embd=512, n_head=8, n_head_kv=4, n_ff=1024, n_layer=6, dtype="f16"
+    ).path
+    for options in ({}, {"flash_attn": True}, {"n_ctx": 1000, "n_ubatch": 512}, {"type_k": "q8_0"}):
+        caplog.clear()
+        estimate = estimate_pair(path, None, n_seq_max=1, devices=devices(), **options)
+        with caplog.at_level(logging.DEBUG, "llava_native"), Model(path) as model, Context(model, **options):
+            pass
+        weights = allocated(caplog, "model")
+        assert estimate.weights + estimate.repacked == pytest.approx(weights * MiB, rel=0.01, abs=0.2 * MiB)
+        kv = allocated(caplog, "KV")
+        assert estimate.kv == pytest.approx(kv * MiB, rel=0.01, abs=0.2 * MiB)
+        compute = (allocated(caplog, "compute") + allocated(caplog, "output")) * MiB
+        assert 0.98 * compute <= estimate.compute <= 1.6 * compute + MiB, options
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_encoder_against_the_log(tmp_path, caplog, dtype):
+    path = write_mmproj(
+        tmp_path / "m.gguf", layout="full", dtype=dtype, image_size=224, n_layer=4, n_embd=256, n_head=8
+    ).path
+    estimate = estimate_pair(None, path)
+    with caplog.at_level(logging.DEBUG, "llava_native"), ImageEncoder(path):
+        pass
+    weights = float(re.search(r"model size:\s*([\d.]+) MiB", caplog.text)[1])
+    needed = (weights + allocated(caplog, "compute")) * MiB
+    assert 0.95 * needed <= estimate.encoder <= 1.4 * needed + MiB
+
+
+def test_repacked_weights(tmp_path):
+    """Which types a CPU copies is its features' business."""
+    path = write_text_model(tmp_path / "t.gguf", dtype="f16").path
+    cpu = [{"features": {"AVX2": "1", "REPACK": "1"}}]
+    assert estimate_pair(path, None, devices=cpu).repacked == 0  # F16 is multiplied where it lies
+
+
+def test_refused_with_the_numbers():
+    estimate = MemoryEstimate(2**30, 0, 2**31, 2**28, 0)
+    roomy = Room(2**34, 2**33, "this machine")
+    check_fits(estimate, None, roomy)
+    with pytest.raises(NotEnoughMemoryError, match=r"3.25 GiB.*its control group has 1.00 GiB in all"):
+        check_fits(estimate, None, Room(2**30, 2**30, "its control group"))
+    with pytest.raises(NotEnoughMemoryError, match=r"2.25 GiB must be free.*1.00 GiB free"):
+        check_fits(estimate, None, Room(2**34, 2**30, "this machine"))
+    check_fits(estimate, None, Room(2**34, estimate.private, "this machine"))  # what is mapped may be dropped
+    check_fits(estimate, estimate.total, Room(0, 0, "this machine"))  # who sets a limit knows better
+    with pytest.raises(NotEnoughMemoryError, match=r"memory_limit is 3.00 GiB.*smaller n_ctx \(now 9\)"):
+        check_fits(estimate, 3 * 2**30, n_ctx=9)
+
+
+def test_llava_refuses_before_loading(pair):
+    with pytest.raises(MemoryError, match=r"memory_limit is 1\.0 MiB") as caught:
+        Llava(pair.text.path, pair.mmproj.path, memory_limit=MiB)
+    assert isinstance(caught.value, LlavaError)
+    with pytest.raises(NotEnoughMemoryError, match="n_ctx"):
+        Llava(pair.text.path, n_ctx=2**30)
+    with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, memory_limit=2**30):
+        pass
+
+
+def test_a_group_with_too_little(pair, monkeypatch):
+    monkeypatch.setattr("llava_native.loading.host_room", lambda: Room(2**20, 2**20, "its control group"))
+    with pytest.raises(NotEnoughMemoryError, match=r"its control group has 1\.0 MiB in all"):
+        Llava(pair.text.path, n_ctx=256)
+
+
+def test_show_tells(pair, capsys):
+    import json
+
+    from llava_native.cli import main
+
+    assert main(["show", str(pair.text.path), "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["n_ctx"] == 4096
+    assert memory["total"] >= memory["weights"] + memory["kv"] + memory["compute"] > 0
