@@ -107,7 +107,7 @@ def test_bos_is_added_and_removed(vocab_model):
     model = vocab_model
     ids = model.tokenize("Hello")
     assert ids == [model.bos] * model.add_bos + model.tokenize("Hello", add_special=False)
-    assert model.add_bos == model.is_spm  # an old BPE file does not say, and llama.cpp then adds none
+    assert model.add_bos  # an old BPE file does not say; what is supplied for it does
     text = model.detokenize(ids, remove_special=model.add_bos, unparse_special=True)
     assert text.removeprefix(" ") == "Hello"
     assert model.is_eog(model.eos)
@@ -169,10 +169,10 @@ def test_long_runs_are_fine_in_sentencepiece(tiny_pair):
 
 def test_the_pre_tokenizer_matters(tiny_pair, bpe):
     """Why the name must be supplied: the same text falls into other tokens without it."""
-    overrides = {"tokenizer.ggml.pre": "llama-bpe"}
-    with Model(tiny_pair("llama-bpe").text.path, vocab_only=True, kv_overrides=overrides) as right:
+    overrides = {"tokenizer.ggml.pre": "default"}  # what llama.cpp takes for a file that names none
+    with Model(tiny_pair("llama-bpe").text.path, vocab_only=True, kv_overrides=overrides) as wrong:
         text = "In 1234567 days, it's DONE!!!"
-        assert right.tokenize(text) != bpe.tokenize(text)
+        assert wrong.tokenize(text, add_special=False) != bpe.tokenize(text, add_special=False)
 
 
 # -- facts --------------------------------------------------------------------------------------------
