@@ -50,7 +50,8 @@ def test_text_comes_back(vocab_model, text):
 def test_the_bytes_of_the_tokens_are_those_of_the_text(vocab_model, text):
     ids = vocab_model.tokenize(text, add_special=False)
     joined = b"".join(vocab_model.token_bytes(i) for i in ids)
-    assert joined.removeprefix(b" ") == text.encode().removeprefix(b" ")
+    prefix = b" " if vocab_model.is_spm and text else b""  # SentencePiece puts a space before a text
+    assert joined == prefix + text.encode()
 
 
 @many
