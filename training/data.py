@@ -28,7 +28,7 @@ from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE
 SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>", "<pad>", "<|endoftext|>")
 VOCAB_SIZE = 768
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
-LENGTH = 288
+LENGTH = 368
 
 
 def train_tokenizer(path: Path, scenes: int = 6000) -> Tokenizer:
@@ -102,7 +102,7 @@ def patch_truth(scene: Scene, ids: Image.Image) -> np.ndarray:
 
 def picture_of(scene: Scene, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene as the tower sees it, with the world's degradations, and its patch truth."""
-    long_side = rng.randint(90, 130) if rng.random() < 0.15 else rng.randint(130, 330)
+    long_side = rng.randint(80, 110) if rng.random() < 0.15 else rng.randint(110, 260)
     picture, ids = draw_scene(scene, long_side)
     return preprocess(degrade(picture, rng), IMAGE_SIZE), patch_truth(scene, ids)
 

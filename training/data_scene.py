@@ -30,7 +30,7 @@ COLOURS = {
     "black": (18, 18, 20),
     "white": (249, 249, 248),
 }
-SIZES = {"small": (0.135, 0.165), "medium": (0.215, 0.255), "large": (0.33, 0.41)}
+SIZES = {"small": (0.17, 0.2), "medium": (0.25, 0.295), "large": (0.37, 0.43)}
 STYLES = ("flat", "edged", "outlined", "shaded")
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MEAN_COLOUR = (122, 116, 104)
@@ -210,7 +210,7 @@ def _place_text(rng: random.Random, scene: Scene) -> None:
     """Choose what is printed, how large and where, inside the picture."""
     scene.text = sample_text(rng)
     limit = 0.9 * scene.width / (0.72 * len(scene.text))
-    size = min(rng.uniform(0.19, 0.3), limit)
+    size = min(rng.uniform(0.22, 0.32), limit)
     half = 0.36 * size * len(scene.text)
     x = rng.uniform(min(half, scene.width / 2), max(scene.width - half, scene.width / 2))
     y = rng.uniform(0.6 * size, scene.height - 0.6 * size)

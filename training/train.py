@@ -19,18 +19,24 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_ids, stack_rows
-from .model import Trainee, learning_rate, make_config, split_parameters
+from .model import Trainee, learning_rate, look_around, make_config, split_parameters
 from .muon import Muon
 
-ROWS, PAIRS = 10, 2  # rows of a process's batch, and how many of them show two pictures
-EYES_ROWS = 24  # while only the eyes learn
+ROWS, PAIRS = 6, 1  # rows of a process's batch, and how many of them show two pictures
+EYES_ROWS = 10  # while only the eyes learn
 EMA = 0.998
+OTHERS = 1 / 3  # AdamW's learning rate as a share of Muon's
 HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def plan(eyes: int, step: int) -> tuple[int, int, int]:
     """Tell how many rows and pairs a step's batch has, and how many things its scenes may have."""
     return (EYES_ROWS, 0, 5) if step < eyes else (ROWS, PAIRS, 5)
+
+
+def look(_step: int) -> tuple[int, int, int]:
+    """Tell how many rows and pairs there are to look at before the first step."""
+    return 64, 0, 5
 
 
 class Trainer:
@@ -49,11 +55,12 @@ class Trainer:
         tokenizer = load_tokenizer(args.out)
         torch.manual_seed(args.seed)
         self.model = Trainee(make_config(tokenizer.get_vocab_size(), special_ids(tokenizer)))
+        look_around(self.model.llava.model.vision_tower, next(iter(Batches(args.out, 0, look)))["pixels"])
         self.model.train_lean()
         matrices, others = split_parameters(self.model)
         self.optimisers = [
             Muon(matrices, lr=args.lr, rank=rank, world=args.processes),
-            torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0, betas=(0.9, 0.98)),
+            torch.optim.AdamW(others, lr=args.lr * OTHERS, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
         self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step, self.seconds, self.log = 0, 0.0, []
@@ -110,9 +117,9 @@ class Trainer:
         self.average_gradients()
         start = 0 if eyes_only else self.args.eyes  # the language model needs a warm-up of its own
         rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr, self.args.cooldown)
-        for optimiser in self.optimisers:
+        for optimiser, share in zip(self.optimisers, (1.0, OTHERS), strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * share
             optimiser.step()
         self.step += 1
         decay = min(EMA, (1 + self.step) / (10 + self.step))
@@ -220,7 +227,7 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, default=6000, help="all steps")
     add("--cooldown", type=int, default=1200, help="steps at the end over which the learning rate falls to 0")
     add("--eyes", type=int, default=1000, help="steps at the start that train only the vision tower")
-    add("--lr", type=float, default=2e-3)
+    add("--lr", type=float, default=4e-3, help="of the hidden layers' matrices (Muon)")
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="one a core; the batch grows with them")
     add(

@@ -27,6 +27,8 @@ cdef class Context:
     cdef bint _busy               # a thread is inside the library
     cdef int _pid                 # of the process that made it
     cdef dict _info
+    cdef list _adapters           # that its graph points into
+    cdef int _known_adapters      # of the model, that its graph has room for
     cdef readonly size_t last_input_address
     cdef object __weakref__
     cdef int c_enter(self) except -1

@@ -115,6 +115,7 @@ cdef class Context:
             model._children -= 1
             raise
         self._model = model
+        self._known_adapters = model._adapters
         self._has_logits = False
         self._tokens.clear()
         self._pid = getpid()
@@ -443,6 +444,7 @@ cdef class Context:
         cdef llama.llama_context *ptr = self._ptr
         self._ptr = NULL  # before the GIL is released: nobody may see a freed pointer
         native_free_context(ptr)
+        self._adapters = None
         self._model._children -= 1
 
     @property

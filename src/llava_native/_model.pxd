@@ -6,6 +6,7 @@ cdef class Model:
     cdef dict _info
     cdef list _special_tokens
     cdef int _children  # open contexts and samplers, which the library lets point into this model
+    cdef int _adapters  # that were ever loaded for it
     cdef int _calls     # threads inside the library for as long as a call lasts
     cdef int _pid       # of the process that loaded it
     cdef readonly str path

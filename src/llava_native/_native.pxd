@@ -28,6 +28,12 @@ cdef bytes native_token_piece(llama.llama_model *model, int32_t token, bint spec
 cdef bytes native_detokenize(llama.llama_model *model, list ids, bint remove_special, bint unparse_special)
 cdef bint native_is_eog(llama.llama_model *model, int32_t token) noexcept
 
+# adapters
+cdef llama.llama_adapter_lora *native_load_adapter(llama.llama_model *model, str path) except NULL
+cdef void native_free_adapter(llama.llama_adapter_lora *adapter) noexcept
+cdef int native_set_adapters(
+    llama.llama_context *ctx, vector[llama.llama_adapter_lora *] *adapters, vector[float] *scales) except -1
+
 # context
 cdef llama.llama_context *native_new_context(
     llama.llama_model *model, llama.llama_context_params *params) except NULL
@@ -39,6 +45,9 @@ cdef int native_clear_memory(llama.llama_context *ctx) except -1
 cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1
 cdef int native_set_threads(llama.llama_context *ctx, int32_t n_threads) except -1
+cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq)
+cdef int native_set_state(
+    llama.llama_context *ctx, int32_t seq, const unsigned char *state, size_t size) except -1
 
 # encoder
 cdef mtmd.mtmd_context *native_load_encoder(

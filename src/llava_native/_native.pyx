@@ -8,6 +8,7 @@ reach it through _native.pxd.
 import logging
 import os
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.math cimport exp, log
 from libc.stdint cimport INT32_MIN
 from libc.stdio cimport fflush, fprintf, stderr
@@ -44,7 +45,8 @@ cdef LogRing *_ring = new LogRing()
 cdef object _logger = logging.getLogger("llava_native")
 cdef int ERROR_LOG_LINES = 5
 cdef bint _backend_ready = False
-cdef dict _live = {"model": 0, "context": 0, "encoder": 0, "embedding": 0, "sampler": 0}
+cdef dict _live = {"model": 0, "context": 0, "encoder": 0, "embedding": 0, "sampler": 0,
+                   "adapter": 0}
 
 # what C++ exceptions become in Cython; MemoryError and KeyboardInterrupt pass through unchanged
 _CPP_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, ArithmeticError, TypeError, OSError)
@@ -158,6 +160,7 @@ def devices():
 
 # one linked module, one concept a file
 include "native/model.pxi"
+include "native/adapter.pxi"
 include "native/context.pxi"
 include "native/encoder.pxi"
 include "native/sampler.pxi"

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "BusyError",
     "CancelledError",
+    "ChatFileError",
     "ClosedError",
     "ContextFullError",
     "DecodeError",
@@ -137,6 +138,10 @@ class ModelNotFoundError(LlavaError, LookupError):
 
 class StoreError(LlavaError, ValueError):
     """What the store of named models says is damaged, or no longer true of the files it names."""
+
+
+class ChatFileError(LlavaError, ValueError):
+    """A saved conversation is damaged, or belongs to another model."""
 
 
 class DownloadError(LlavaError, OSError):

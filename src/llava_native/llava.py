@@ -14,9 +14,9 @@ from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
 from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list
-from llava_native.engine import RUN_AHEAD, Stats
+from llava_native.engine import RUN_AHEAD, Engine, Stats
 from llava_native.errors import ClosedError, InvalidInputError
-from llava_native.loading import make_parts
+from llava_native.loading import Adapters, make_parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import SamplingParams
 from llava_native.planning import Overflow, Plan, Planner
@@ -54,8 +54,10 @@ class Llava:
     allow_urls : bool, default False
         Fetch images from http and https URLs, with limits on size and time, and from public addresses
         only.
-    dtype, device
-        As ``ImageEncoder`` takes them.
+    lora : str, os.PathLike, (path, scale), or a list of these, optional
+        LoRA adapters of the text model, GGUF files; a scale of 1.0 takes all of one.
+    dtype, device, kv_overrides
+        As ``ImageEncoder`` and ``Model`` take them.
     n_batch, n_ubatch, flash_attn, type_k, type_v
         As ``Context`` takes them.
     n_seq_max : int, default 4
@@ -75,8 +77,6 @@ class Llava:
     isolate : bool, default False
         Load and run in a child process: what kills it there is a ``NativeAbort`` here, and the next request
         starts it again. `model`, `encoder` and `context` are then stand-ins. See docs/safety.md.
-    kv_overrides : mapping, optional
-        As ``Model`` takes it.
     progress : callable of one float, optional
         Called with 0.0 to 1.0 while the text model loads, and again while the encoder does.
     cancel : CancelToken, optional
@@ -96,11 +96,6 @@ class Llava:
     Threads: any number at once. Up to `n_seq_max` answers are generated together, others wait their turn. A
     thread of its own, which starts with the first answer, does the work. What requests have in common from
     their start is evaluated once, and an image encoded once, as long as the caches hold them.
-
-    Examples
-    --------
-    >>> with Llava("text.gguf", "mmproj.gguf") as llava:  # doctest: +SKIP
-    ...     print(llava.describe("photo.jpg"))
     """
 
     def __init__(
@@ -123,6 +118,7 @@ class Llava:
         type_v: Literal["f16", "f32", "bf16", "q8_0"] = "f16",
         dtype: Literal["auto", "f16", "bf16"] = "auto",
         device: str | None = None,
+        lora: Adapters = None,
         chat_template: PathLike | None = None,
         allow_urls: bool = False,
         memory_limit: int | None = None,
@@ -135,7 +131,7 @@ class Llava:
             isolate, model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
             n_seq_max=n_seq_max, prefix_cache=prefix_cache, embedding_cache=embedding_cache,
             cache_dir=cache_dir, max_waiting=max_waiting, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
-            flash_attn=flash_attn, type_k=type_k, type_v=type_v, dtype=dtype, device=device,
+            flash_attn=flash_attn, type_k=type_k, type_v=type_v, dtype=dtype, device=device, lora=lora,
             memory_limit=memory_limit, kv_overrides=kv_overrides, progress=progress, cancel=cancel,
         )  # fmt: skip
         self._model, self._encoder = self._parts.model, self._parts.encoder
@@ -181,6 +177,11 @@ class Llava:
         return self._context
 
     @property
+    def engine(self) -> Engine:
+        """The engine that answers; of its own, not a caller's."""
+        return self._engine
+
+    @property
     def name(self) -> str:
         """The model file's name, without its folder and ending."""
         return Path(self._model.path).stem
@@ -206,10 +207,6 @@ class Llava:
             As ``stream`` takes them.
         temperature : float, default 0.0
             0: the same image gives the same answer.
-
-        Returns
-        -------
-        str
         """
         return self.generate(prompt, image=image, temperature=temperature, **options).text
 
@@ -247,11 +244,6 @@ class Llava:
         Returns
         -------
         TokenStream
-
-        Raises
-        ------
-        LlavaError
-            As ``respond``.
         """
         self._check_open()
         return self.respond(self._planner.question(prompt, as_list(image), system), **options)
@@ -306,7 +298,7 @@ class Llava:
             The chat template fails on these messages.
         """
         self._check_open()
-        prompt = self._planner.prompt(self._messages(messages), overflow, tools)
+        prompt = self._planner.prompt(self._planner.read(messages), overflow, tools)
         return self._open_stream(prompt, **options)
 
     def ask(
@@ -384,7 +376,7 @@ class Llava:
         Plan
         """
         self._check_open()
-        return self._planner.plan(self._messages(messages), overflow, tools)[0]
+        return self._planner.plan(self._planner.read(messages), overflow, tools)[0]
 
     def stream_prompt(self, parts: Sequence[Part], **options: Any) -> TokenStream:
         """Go on from a prompt that is given as it is, without a chat template.
@@ -425,12 +417,20 @@ class Llava:
         Chat
         """
         self._check_open()
-        return Chat(self, system, overflow, self._messages(messages) if messages else ())
+        return Chat(self, system, overflow, self._planner.read(messages) if messages else ())
 
-    def _messages(self, messages: Sequence[MessageDict] | Sequence[Message]) -> Sequence[Message]:
-        if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):
-            return messages
-        return self._planner.read(messages)  # type: ignore[arg-type]
+    def load_chat(self, path: PathLike, *, overflow: Overflow = "error") -> Chat:
+        """Go on with a conversation that ``Chat.save`` wrote.
+
+        Raises
+        ------
+        ChatFileError
+            It is damaged, or was held with another model.
+        """
+        from llava_native.chatfile import read_chat
+
+        self._check_open()
+        return Chat(self, None, overflow, read_chat(path, self))
 
     def _open_stream(
         self,

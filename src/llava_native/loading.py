@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
+from llava_native._lora import LoraAdapter, set_adapters
 from llava_native._model import Model
 from llava_native._native import devices
 from llava_native._sampler import Sampler
 from llava_native.engine import Engine, n_sequences
-from llava_native.errors import BusyError, EmbeddingMismatchError
+from llava_native.errors import BusyError, EmbeddingMismatchError, InvalidInputError
 from llava_native.limits import check_range
 from llava_native.machine import Room, host_room
 from llava_native.memory import check_fits, estimate_pair
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from llava_native.constraint import Constraint, Matcher, Vocabulary
     from llava_native.params import SamplingParams
 
-__all__ = ["Parts", "make_parts"]
+__all__ = ["Adapters", "Parts", "adapter_list", "make_parts"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
+Adapters: TypeAlias = "PathLike | tuple[PathLike, float] | Sequence[PathLike | tuple[PathLike, float]] | None"
 _Owned = TypeVar("_Owned", Model, ImageEncoder, Context)
 
 
@@ -35,6 +38,19 @@ def make_parts(isolate: bool, *files: Any, **options: Any) -> Parts:
     from llava_native.isolation.parts import IsolatedParts  # pays its imports only when used
 
     return cast("Parts", IsolatedParts(*files, **options))
+
+
+def adapter_list(lora: Adapters) -> list[tuple[str, float]]:
+    """Return the paths and scales of LoRA adapters, in whatever way they were named."""
+    if lora is None:
+        return []
+    if isinstance(lora, (str, os.PathLike)) or (len(lora) == 2 and isinstance(lora[1], (int, float))):
+        lora = [cast("PathLike", lora)]
+    named = [item if isinstance(item, (tuple, list)) else (item, 1.0) for item in lora]
+    try:
+        return [(os.fsdecode(path), float(scale)) for path, scale in named]
+    except (TypeError, ValueError) as exc:
+        raise InvalidInputError(f"lora must be paths, or pairs of a path and a scale: {lora!r}") from exc
 
 
 class Parts:
@@ -56,13 +72,16 @@ class Parts:
         chat_template: PathLike | None,
         **options: Any,
     ) -> None:
+        self._adapters: list[LoraAdapter] = []
         self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
         self._engine: Engine | None = None
         self._vocabulary: Vocabulary | None = None  # made for the first constraint
         load = {name: options.pop(name) for name in ("progress", "cancel")}
         try:
             self._check_memory(model, mmproj, options)
+            adapters = adapter_list(options.pop("lora"))
             self.model = self._model(model, options, load)
+            self._adapters = [LoraAdapter(self.model, path, scale=scale) for path, scale in adapters]
             self.template = choose_template(self.model, chat_template)
             self.encoder = self._encoder(mmproj, options, load)
             self._check_pair()
@@ -131,6 +150,7 @@ class Parts:
         check_range("max_waiting", max_waiting, 1, 2**63)
         n_seq_max = n_sequences(n_running, options["n_ctx"], options["n_batch"], cells)
         self.context = self._own(Context(self.model, n_seq_max=n_seq_max, **options))
+        set_adapters(self.context, self._adapters)
         return Engine(
             self.context,
             n_running=n_running,
@@ -169,6 +189,7 @@ class Parts:
             if not self._engine.closed and self._engine.streams:
                 raise BusyError("a stream of this Llava is open; finish, close or drop it first")
             self._engine.close()
+        self._adapters.clear()  # the context has them until it is closed
         while self._owned:  # the last first: a context needs its model
             self._owned[-1].close()
             self._owned.pop()

@@ -94,8 +94,8 @@ class Modelfile:
     ----------
     path : str
         The file, or what it is called in messages.
-    sources : tuple of Instruction
-        The FROM lines, one or more.
+    sources, adapters : tuple of Instruction
+        The FROM lines, one or more, and the ADAPTER lines.
     chat_template : str or None
         As ``Llava(chat_template=…)`` takes it.
     system : str or None
@@ -110,6 +110,7 @@ class Modelfile:
 
     path: str
     sources: tuple[Instruction, ...]
+    adapters: tuple[Instruction, ...]
     chat_template: str | None
     system: str | None
     messages: tuple[tuple[str, str], ...]
@@ -166,8 +167,6 @@ def parse_modelfile(text: str, path: str = "Modelfile") -> Modelfile:
         by_command[instruction.command].append(instruction)
     if not by_command["FROM"]:
         raise ModelfileError(f"{path}: there is no FROM line, which names the model's files")
-    for refused in by_command["ADAPTER"]:
-        raise _error(path, refused.line, "ADAPTER (LoRA) is not supported: merge it into the model first")
     load, answer, warnings = _parameters(path, by_command["PARAMETER"])
     for command in ("RENDERER", "PARSER", "REQUIRES"):
         warnings += [f"{path}:{i.line}: {command} has no meaning here" for i in by_command[command]]
@@ -175,6 +174,7 @@ def parse_modelfile(text: str, path: str = "Modelfile") -> Modelfile:
     return Modelfile(
         path,
         tuple(by_command["FROM"]),
+        tuple(by_command["ADAPTER"]),
         _template(path, by_command["TEMPLATE"]),
         system[-1].value if system else None,  # as in Ollama, the last one holds
         tuple((i.name, i.value) for i in by_command["MESSAGE"]),

@@ -96,8 +96,10 @@ class Planner:
         user = Message("user", make_content(prompt, [self.image_part(image) for image in images]))
         return [user] if system is None else [Message("system", make_content(system, [])), user]
 
-    def read(self, messages: Sequence[MessageDict]) -> list[Message]:
-        """Read messages of OpenAI's form."""
+    def read(self, messages: Sequence[MessageDict] | Sequence[Message]) -> Sequence[Message]:
+        """Read messages of OpenAI's form; those that were read already come back as they are."""
+        if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):
+            return messages
         return read_messages(messages, self.image_part, self._open_url)
 
     def plan(

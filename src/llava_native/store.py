@@ -24,6 +24,7 @@ from llava_native.errors import InvalidInputError, ModelfileError, ModelNotFound
 from llava_native.gguf import GGUFHeader, read_header
 from llava_native.modelfile import ANSWER_OPTIONS, LOAD_OPTIONS, Modelfile, read_modelfile
 from llava_native.pairs import read_pair
+from llava_native.preflight import check_adapter
 
 __all__ = [
     "FileRef",
@@ -91,6 +92,8 @@ class NamedModel:
     name : str
     model, mmproj : FileRef
         The text model, and its image encoder or None.
+    adapters : tuple of FileRef
+        LoRA adapters of the text model.
     chat_template : str or None
         As ``Llava(chat_template=…)`` takes it.
     system : str or None
@@ -106,6 +109,7 @@ class NamedModel:
     name: str
     model: FileRef
     mmproj: FileRef | None = None
+    adapters: tuple[FileRef, ...] = ()
     chat_template: str | None = None
     system: str | None = None
     messages: tuple[tuple[str, str], ...] = ()
@@ -127,6 +131,9 @@ class NamedModel:
         if self.mmproj is not None:
             self.mmproj.check(self.name)
             found["mmproj"] = self.mmproj.path
+        for adapter in self.adapters:
+            adapter.check(self.name)
+            found.setdefault("lora", []).append(adapter.path)
         if self.chat_template is not None:
             found["chat_template"] = self.chat_template
         return found
@@ -134,7 +141,7 @@ class NamedModel:
     @property
     def size(self) -> int:
         """Bytes of its files."""
-        return self.model.size + (self.mmproj.size if self.mmproj else 0)
+        return sum(file.size for file in (self.model, self.mmproj, *self.adapters) if file)
 
 
 def home() -> Path:
@@ -206,6 +213,7 @@ def create(name: str, modelfile: str | os.PathLike[str] | Modelfile) -> tuple[Na
     made = _made(
         name,
         paths,
+        _adapters(read) or ([Path(a.path) for a in base.adapters] if base else []),
         chat_template=read.chat_template or (base.chat_template if base else None),
         system=read.system if read.system is not None else (base.system if base else None),
         messages=read.messages or (base.messages if base else ()),
@@ -221,16 +229,31 @@ def register(
     name: str, model: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None = None
 ) -> NamedModel:
     """Give a name to two files, without a Modelfile; raises as `create` does."""
-    made = _made(normalise(name), [model] if mmproj is None else [model, mmproj])
+    made = _made(normalise(name), [model] if mmproj is None else [model, mmproj], [])
     _write(made)
     return made
 
 
-def _made(name: str, paths: list[Any], **said: Any) -> NamedModel:
+def _made(name: str, paths: list[Any], adapters: list[Path], **said: Any) -> NamedModel:
     pair = read_pair(paths)
     mmproj = FileRef.of(pair.mmproj) if pair.mmproj else None
+    headers = [read_header(path) for path in adapters]
+    for header in headers:
+        check_adapter(header, pair.text)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return NamedModel(name, FileRef.of(pair.text), mmproj, created=created, **said)
+    refs = tuple(map(FileRef.of, headers))
+    return NamedModel(name, FileRef.of(pair.text), mmproj, refs, created=created, **said)
+
+
+def _adapters(read: Modelfile) -> list[Path]:
+    """Return the files of the ADAPTER lines."""
+    paths = []
+    for line in read.adapters:
+        path = Path(read.path).parent / Path(line.value).expanduser()
+        if not path.is_file():
+            raise ModelfileError(f"{read.path}:{line.line}: ADAPTER {line.value}: there is no such GGUF file")
+        paths.append(path)
+    return paths
 
 
 def _sources(read: Modelfile) -> tuple[NamedModel | None, list[Path]]:
@@ -341,6 +364,7 @@ def _from_json(found: Mapping[str, Any]) -> NamedModel:
     refs: dict[str, Any] = {key: found[key] and FileRef(**found[key]) for key in ("model", "mmproj")}
     fields = {field.name for field in dataclasses.fields(NamedModel)}
     said = {key: value for key, value in found.items() if key in fields and key not in refs}
+    said["adapters"] = tuple(FileRef(**ref) for ref in said.get("adapters", ()))
     for key, options in (("load", LOAD_OPTIONS), ("answer", ANSWER_OPTIONS)):
         if not isinstance(said[key], dict) or not set(said[key]) <= options:
             raise TypeError(f"{key} is not understood")

@@ -16,7 +16,7 @@ models without a vocabulary                            refused when loaded
 n_seq_id 0, pos NULL                                   `Context` fills both itself
 llama_vocab_is_control out of range                    ids are checked; not bound
 helpers of libmtmd, its image decoder, video, audio    not bound; Pillow decodes
-LoRA adapters, state blobs, RPC                        not bound
+RPC, control vectors                                    not bound
 errors of CUDA                                         none can be made on purpose
 ====================================================== ==================================================
 """

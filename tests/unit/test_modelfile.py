@@ -103,7 +103,6 @@ def test_parameters_that_mean_nothing_here_are_told():
         ('FROM x\n# y\nSYSTEM """a\nFROM z\n', 3, 'the """ that begins here'),
         ('FROM x\nSYSTEM "a\nb', 2, 'the " that begins here'),
         ('FROM x\nSYSTEM """a""" b\n', 2, "begins here"),
-        ("FROM x\nADAPTER lora.gguf", 2, "LoRA"),
         ("FROM x\nTEMPLATE {{ .Nonsense }}", 2, r"TEMPLATE: .*\.Nonsense"),
         ('FROM x\n\nTEMPLATE """\n{{ if }}"""', 3, "TEMPLATE: the template, line 2"),
     ],

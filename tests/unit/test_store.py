@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from support import damage
+from support.gguf_file import write_gguf
 from support.tiny_models import write_mmproj
 
 from llava_native import store
@@ -19,6 +21,7 @@ from llava_native.errors import (
     ModelNotFoundError,
     StoreError,
 )
+from llava_native.gguf import read_header
 
 MODELFILE = (
     'FROM ./text.gguf\nFROM mmproj.gguf\nSYSTEM Be brief.\nPARAMETER num_ctx 512\nPARAMETER stop "#"\n'
@@ -90,6 +93,31 @@ def test_from_a_name(folder):
     assert (made.model, made.mmproj, made.system) == (base.model, base.mmproj, "Be brief.")
     assert made.load == {"n_ctx": 256}
     assert made.answer == {"stop": ["#"], "top_k": 1}
+
+
+def test_adapters(folder):
+    n_in, n_out = read_header(folder / "text.gguf").tensors["blk.0.attn_q.weight"].shape
+    halves = {"a": np.zeros((2, n_in), np.float32), "b": np.zeros((n_out, 2), np.float32)}
+    tensors = {f"blk.0.attn_q.weight.lora_{half}": array for half, array in halves.items()}
+    kv = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    write_gguf(folder / "lora.gguf", kv, tensors)
+    (folder / "M2").write_text("FROM text.gguf\nADAPTER ./lora.gguf\n")
+    made, warnings = store.create("a", folder / "M2")
+    assert warnings == ()
+    assert store.find("a") == made
+    assert made.arguments() == {"model": str(folder / "text.gguf"), "lora": [str(folder / "lora.gguf")]}
+    (folder / "M3").write_text("FROM a\n")
+    assert store.create("b", folder / "M3")[0].adapters == made.adapters
+    (folder / "lora.gguf").unlink()
+    with pytest.raises(StoreError, match=r"lora\.gguf, of the model a, is gone"):
+        store.find("a").arguments()
+    for text, error, says in (
+        ("FROM text.gguf\nADAPTER gone.gguf\n", ModelfileError, ":2: ADAPTER gone.gguf: there is no such"),
+        ("FROM text.gguf\nADAPTER text.gguf\n", ModelFormatError, "no LoRA adapter"),
+    ):
+        with pytest.raises(error, match=says):
+            store.create("c", bad(folder, text))
+    assert store.names() == ["a", "b"]
 
 
 def test_register(folder):

@@ -20,6 +20,8 @@ cdef extern from "llama.h" nogil:
         pass
     struct llama_sampler:
         pass
+    struct llama_adapter_lora:
+        pass
     struct llama_memory_i:
         pass
     ctypedef llama_memory_i *llama_memory_t
@@ -197,6 +199,12 @@ cdef extern from "llama.h" nogil:
         const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens,
         char *text, int32_t text_len_max, cbool remove_special, cbool unparse_special) except +
 
+    # adapters
+    llama_adapter_lora *llama_adapter_lora_init(llama_model *model, const char *path_lora) except +
+    void llama_adapter_lora_free(llama_adapter_lora *adapter)
+    int32_t llama_set_adapters_lora(
+        llama_context *ctx, llama_adapter_lora **adapters, size_t n_adapters, float *scales) except +
+
     # context
     llama_context_params llama_context_default_params()
     llama_context *llama_init_from_model(llama_model *model, llama_context_params params) except +
@@ -215,6 +223,12 @@ cdef extern from "llama.h" nogil:
     cbool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1) except +
     void llama_memory_seq_cp(
         llama_memory_t mem, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) except +
+
+    size_t llama_state_seq_get_size(llama_context *ctx, llama_seq_id seq_id) except +
+    size_t llama_state_seq_get_data(
+        llama_context *ctx, uint8_t *dst, size_t size, llama_seq_id seq_id) except +
+    size_t llama_state_seq_set_data(
+        llama_context *ctx, const uint8_t *src, size_t size, llama_seq_id dest_seq_id) except +
 
     # samplers; a chain owns what is added to it
     llama_sampler_chain_params llama_sampler_chain_default_params()

@@ -23,6 +23,8 @@ _HELP = """\
   /image PATH    show the model an image with the next question; a name in the question does the same
   /system TEXT   begin again, with these instructions to the model
   /clear         begin again
+  /save FILE     write the conversation to a file
+  /load FILE     go on with a conversation that was written
   /exit          leave; /quit, /bye and Ctrl-D do the same
   \"\"\"            a question of several lines begins and ends with this
 Ctrl-C stops an answer."""
@@ -163,6 +165,11 @@ class Conversation:
                 self._begin()
             case "/image":
                 self._add_image(rest)
+            case "/save":
+                self._chat.save(_file(rest))
+            case "/load":
+                self._images.clear()
+                self._chat = self._llava.load_chat(_file(rest))
             case "/help" | "/?":
                 print(_HELP, file=sys.stderr)
             case other:
@@ -191,6 +198,12 @@ class Conversation:
                 print("\n(stopped)", file=sys.stderr)
         if self._timings:
             report(stream)
+
+
+def _file(rest: str) -> Path:
+    if not rest:
+        raise InvalidInputError("/save and /load need a file's name")
+    return Path(rest.strip("'\"")).expanduser()
 
 
 def begin_chat(llava: Llava, system: str | None, history: Sequence[tuple[str, str]]) -> Any:

@@ -76,6 +76,8 @@ _SETTINGS = {
 @click.option("--repeat-last-n", type=int, default=64, show_default=True)
 @click.option("-s", "--seed", type=int, default=-1, help="-1: another one each time.")
 @click.option("-fa", "--flash-attn", is_flag=True, help="Flash attention, also on the CPU.")
+@click.option("--lora", multiple=True, type=click.Path(), help="A LoRA adapter; may be given again.")
+@click.option("--lora-scaled", multiple=True, type=(click.Path(), float), help="One, and how much of it.")
 @click.option("--chat-template", help="phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it.")
 @click.option("--verbose-prompt", is_flag=True, help="Write the prompt's tokens to stderr.")
 @click.option("--log-disable", is_flag=True, help="Nothing on stderr but errors.")
@@ -90,6 +92,8 @@ def llava_cli(
     n_ctx: int,
     seed: int,
     flash_attn: bool,
+    lora: tuple[str, ...],
+    lora_scaled: tuple[tuple[str, float], ...],
     chat_template: str | None,
     verbose_prompt: bool,
     log_disable: bool,
@@ -116,6 +120,7 @@ def llava_cli(
     options["max_tokens"] = n_predict if n_predict >= 0 else MAX_TOKENS
     from llava_native.llava import Llava
 
+    load["lora"] = [*lora, *lora_scaled]
     with Llava(model, mmproj, chat_template=chat_template, n_seq_max=1, **load) as llava:
         for picture in pictures:  # as the program did: each alone, with a fresh context
             _answer(llava, picture, prompt, options, verbose_prompt, log_disable)

@@ -41,8 +41,13 @@ def load_options(command: _Command) -> _Command:
         click.option("-c", "--n-ctx", type=click.IntRange(8), help="Tokens of prompt and answer [4096]."),
         click.option("-t", "--n-threads", type=click.IntRange(1), help="CPU threads [the physical cores]."),
         click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU, -1 all [-1]."),
+        click.option("--lora", multiple=True, type=click.Path(), callback=_list, help="A LoRA adapter."),
         click.option("--chat-template", help=_TEMPLATES),
     )(command)
+
+
+def _list(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    return list(values) or None
 
 
 def answer_options(command: _Command) -> _Command:

@@ -71,9 +71,7 @@ class EmbeddingCache:
 
     def put(self, key: str, rows: ImageEmbedding) -> None:
         """Hold rows, and drop others until all fit."""
-        self._sizes[key] = rows.n_tokens
-        if len(self._sizes) > _N_SIZES:
-            self._sizes.popitem(last=False)
+        self.note(key, rows.n_tokens)
         if key in self._rows or rows.nbytes > self.limit:
             return
         self._rows[key] = rows
@@ -81,6 +79,12 @@ class EmbeddingCache:
         while self.nbytes > self.limit:
             _, dropped = self._rows.popitem(last=False)
             self.nbytes -= dropped.nbytes
+
+    def note(self, key: str, n_tokens: int) -> None:
+        """Remember how many rows a key has."""
+        self._sizes[key] = n_tokens
+        if len(self._sizes) > _N_SIZES:
+            self._sizes.popitem(last=False)
 
     def n_tokens(self, key: str) -> int | None:
         """Return how many rows a key has; known also after its rows were dropped."""

@@ -10,10 +10,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from llava_native._lora import adapters_of
 from llava_native.engine.embedding_cache import DiskCache
 from llava_native.engine.encoding import Encoding
 from llava_native.engine.scheduler import Scheduler
@@ -23,6 +25,7 @@ from llava_native.limits import check_range
 if TYPE_CHECKING:
     from llava_native._context import Context
     from llava_native.engine.request import Request
+    from llava_native.engine.sequences import Content
     from llava_native.engine.stats import Stats
 
 __all__ = ["Engine", "n_sequences"]
@@ -31,6 +34,7 @@ _POLL_S = 0.05  # how often limits of time are looked at, while nothing else hap
 _DROP_S = 1.0
 _N_PREFIXES = 12  # that are cached at most; a sequence costs next to nothing
 _logger = logging.getLogger("llava_native")
+_T = TypeVar("_T")
 _Call: TypeAlias = "Callable[[], Any] | None"
 _open: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -79,6 +83,7 @@ class Engine:
             embedding_bytes=embedding_bytes,
         )
         self.model = context.model
+        self.adapters = [(adapter.fingerprint, adapter.scale) for adapter in adapters_of(context)]
         self.n_running = n_running
         self.streams: set[int] = set()  # open ones, by id
         self._max_waiting = max_waiting
@@ -125,6 +130,38 @@ class Engine:
                 thread.start()
                 self._threads.append(thread)
                 _open.add(self)
+
+    def export(self, make_content: Callable[[], Content]) -> tuple[Content, bytes] | None:
+        """Return what the prefix cache holds of the beginning of a content, and its state."""
+        if not self._threads:
+            return None  # nothing was evaluated yet
+        return self._call(partial(self._scheduler.prefixes.export, make_content()))
+
+    def adopt(self, content: Content, state: bytes) -> bool:
+        """Give the prefix cache a state that was exported; return whether there is room for it.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no state of this content.
+        """
+        self._start()
+        return self._call(partial(self._scheduler.adopt, content, state))
+
+    def _call(self, function: Callable[[], _T]) -> _T:
+        """Call a function on the engine's thread."""
+        self.check()
+        future: Future[_T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as exc:
+                future.set_exception(exc)
+
+        self._calls.put(call)
+        self.check()  # as in ``submit``
+        return future.result()
 
     def wake(self) -> None:
         """Have the scheduler look at its requests now. May be called from a destructor."""

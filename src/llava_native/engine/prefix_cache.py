@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llava_native.engine.sequences import cells, common_prefix, head
+from llava_native.engine.sequences import cells, common_prefix, head, length
 
 if TYPE_CHECKING:
     from llava_native.engine.sequences import Content, Memory, Sequence
@@ -79,6 +79,29 @@ class PrefixCache:
         self._kept.append(sequence)
         while self._kept and self.cells > self.limit:
             self.evict()
+
+    def export(self, content: Content) -> tuple[Content, bytes] | None:
+        """Return what is kept of the beginning of `content`, and its state; None where there is nothing."""
+        source, n = self.match(content)
+        if source is None or (n < source.n_tokens and not self._memory.has_sequence):
+            return None
+        return head(content, n), self._memory.state(source, n)
+
+    def adopt(self, content: Content, state: bytes) -> bool:
+        """Keep a state that was exported, perhaps by another process; return whether there is room for it.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no state of this content.
+        """
+        n = length(content)
+        while (self._memory.free < n or not self._memory.has_sequence) and self.evict():
+            pass
+        if n > self.limit or self._memory.free < n or not self._memory.has_sequence:
+            return False
+        self.keep(self._memory.restore(state, n), content)
+        return True
 
     def evict(self) -> bool:
         """Free the least recently used sequence; return whether there was one."""

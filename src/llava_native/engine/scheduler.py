@@ -74,7 +74,7 @@ class Scheduler:
         self._clock = clock
         self._n_running = n_running
         self._memory = Memory(context)
-        self._cache = PrefixCache(self._memory, prefix_cells)
+        self.prefixes = PrefixCache(self._memory, prefix_cells)
         self._embeddings = EmbeddingCache(embedding_bytes)
         self._stats = Stats()
         self._desk = ImageDesk(encoding, self._embeddings, self._stats, self._image_done)
@@ -93,6 +93,13 @@ class Scheduler:
         """Take a request."""
         self._stats.requests += 1
         bisect.insort(self.waiting, request, key=_number)
+
+    def adopt(self, content: Content, state: bytes) -> bool:
+        """Give the prefix cache a state; return whether there is room for it."""
+        for segment in content[:-1]:  # the last one may be the beginning of an image
+            if isinstance(segment, ImageSpan):
+                self._embeddings.note(segment.key, segment.n_tokens)
+        return self.prefixes.adopt(content, state)
 
     @property
     def idle(self) -> bool:
@@ -119,10 +126,10 @@ class Scheduler:
             running=len(self.running),
             waiting=len(self.waiting),
             embedding_bytes=self._embeddings.nbytes,
-            prefixes=len(self._cache),
+            prefixes=len(self.prefixes),
             cells=self._memory.used,
             n_cells=self._memory.n_cells,
-            evicted=self._cache.evicted,
+            evicted=self.prefixes.evicted,
         )
 
     def fail(self, error: BaseException) -> None:
@@ -134,7 +141,7 @@ class Scheduler:
         """End everything."""
         self.fail(ClosedError("this Llava was closed"))
         self._desk.close()
-        self._cache.clear()
+        self.prefixes.clear()
 
     # -- before a request runs
 
@@ -186,9 +193,9 @@ class Scheduler:
 
     def _find(self, content: Content) -> tuple[Sequence | None, int, int]:
         """Return who shares the longest prefix, how long it is now, and how long it soon will be."""
-        source, n = self._cache.match(content)
+        source, n = self.prefixes.match(content)
         planned = n
-        if self._cache.limit:
+        if self.prefixes.limit:
             for request in self.running:
                 shared = common_prefix(request.content, content)
                 if min(shared, request.n_done) > n:
@@ -207,7 +214,7 @@ class Scheduler:
     def _start(self, request: Request) -> bool:
         """Let a request begin if it can; return whether those behind it may be looked at."""
         while not self._memory.has_sequence:
-            if not self._cache.evict():
+            if not self.prefixes.evict():
                 return False
         source, n, planned = self._find(request.content)
         n = min(n, request.n_content - 1)  # the last one is evaluated again, for its logits
@@ -221,12 +228,12 @@ class Scheduler:
         if not request.is_ready:
             return True
         need = request.n_content - n + _RESERVE
-        evictable = self._cache.cells - (n if source in self._cache else 0)
+        evictable = self.prefixes.cells - (n if source in self.prefixes else 0)
         if self.running and need > self._memory.free + evictable:
             return False  # and nothing is evicted in vain
         sequence = self._memory.open(source, n)
         if source is not None:
-            self._cache.touch(source)
+            self.prefixes.touch(source)
         if not self._has_room(need) and self.running:
             self._memory.close(sequence)
             return False
@@ -249,7 +256,7 @@ class Scheduler:
 
     def _has_room(self, n: int) -> bool:
         """Evict until there are `n` free cells; return whether there are."""
-        while self._memory.free < n and self._cache.evict():
+        while self._memory.free < n and self.prefixes.evict():
             pass
         return self._memory.free >= n
 
@@ -339,7 +346,7 @@ class Scheduler:
             self._emit(request, choice)
 
     def _eval_failed(self, entries: list[_Entry], error: Exception) -> None:
-        if isinstance(error, ContextFullError) and self._cache.evict():
+        if isinstance(error, ContextFullError) and self.prefixes.evict():
             return  # nothing was evaluated: the next step tries again
         if len(entries) > 1:
             for entry in entries:
@@ -463,12 +470,12 @@ class Scheduler:
         if not request.keep_images and request.images:
             first = next(i for i, s in enumerate(request.content) if isinstance(s, ImageSpan))
             n = min(n, sum(map(len, request.content[:first])))
-        if not n or not self._cache.limit:
+        if not n or not self.prefixes.limit:
             self._memory.close(sequence)
             return
         if n < request.n_done:
             self._memory.truncate(sequence, n)
-        self._cache.keep(sequence, request.content)
+        self.prefixes.keep(sequence, request.content)
 
 
 def _number(request: Request) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from llava_native._state import get_state, set_state
+
 if TYPE_CHECKING:
     from llava_native._context import Context
 
@@ -153,6 +155,27 @@ class Memory:
                 n -= used
         self._free.pop()
         self.live[sequence.id] = sequence
+        return sequence
+
+    def state(self, sequence: Sequence, n: int) -> bytes:
+        """Copy the first `n` tokens of a sequence."""
+        if n == sequence.n_tokens:
+            return get_state(self._context, sequence.id)
+        beginning = self.open(sequence, n)
+        try:
+            return get_state(self._context, beginning.id)
+        finally:
+            self.close(beginning)
+
+    def restore(self, state: bytes, n: int) -> Sequence:
+        """Return a new sequence that holds a state of `n` tokens."""
+        sequence = self.open()
+        try:
+            set_state(self._context, state, n, sequence.id)
+        except BaseException:
+            self.close(sequence)
+            raise
+        self.grow(sequence, n)
         return sequence
 
     def grow(self, sequence: Sequence, n: int) -> None:

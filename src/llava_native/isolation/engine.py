@@ -26,6 +26,7 @@ from llava_native.stream import Token
 if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
     from llava_native.engine import Request
+    from llava_native.engine.sequences import Content
 
 __all__ = ["IsolatedEngine"]
 
@@ -46,6 +47,7 @@ class IsolatedEngine:
         Of the first load.
     """
 
+    adapters = None  # the child has them
     model: Any = None  # tokens are turned into text in the child; and what is dropped must hold no circle
 
     def __init__(
@@ -123,6 +125,13 @@ class IsolatedEngine:
         worker.send(Kind.SUBMIT, number, data, ids, file)
         if worker.dead:
             self._desk.fail(number, worker.end)
+
+    def export(self, _make_content: Callable[[], Content]) -> None:
+        """Return nothing: states stay in the child, and a saved conversation is evaluated again."""
+
+    def adopt(self, _content: Content, _state: bytes) -> bool:
+        """Return False: as ``export``."""
+        return False
 
     def drop(self, request: Request) -> None:
         """End a request, whatever its stage. May be called from a destructor."""

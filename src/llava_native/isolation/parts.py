@@ -11,6 +11,7 @@ from llava_native.errors import BusyError, InvalidInputError
 from llava_native.isolation.engine import IsolatedEngine
 from llava_native.isolation.objects import IsolatedContext, IsolatedEncoder, IsolatedModel, IsolatedSampler
 from llava_native.limits import check_range
+from llava_native.loading import adapter_list
 from llava_native.planning import Planner
 from llava_native.prompt import Part, Piece, Text
 from llava_native.templates import choose_template
@@ -53,6 +54,7 @@ class IsolatedParts:
             "model": _path(model, "model"),
             "mmproj": None if mmproj is None else _path(mmproj, "mmproj"),
             "cache_dir": None if options["cache_dir"] is None else _path(options["cache_dir"], "cache_dir"),
+            "lora": [(str(Path(path).absolute()), scale) for path, scale in adapter_list(options["lora"])],
             "kv_overrides": dict(options["kv_overrides"] or {}),
             "max_waiting": 2**31,  # the bound is kept on this side
         }

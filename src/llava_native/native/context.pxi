@@ -121,3 +121,40 @@ cdef int native_set_threads(llama.llama_context *ctx, int32_t n_threads) except 
     """llama_set_n_threads (llama.h), for single tokens and for batches."""
     llama.llama_set_n_threads(ctx, n_threads, n_threads)
     return 0
+
+
+# These copy the data of a sequence, and release the GIL.
+
+cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq):
+    """llama_state_seq_get_size and llama_state_seq_get_data (llama.h)."""
+    cdef size_t size, written
+    cdef bytes state
+    cdef unsigned char *into
+    try:
+        size = llama.llama_state_seq_get_size(ctx, seq)
+        state = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        into = <unsigned char *><char *>state
+        with nogil:
+            written = llama.llama_state_seq_get_data(ctx, into, size, seq)
+    except _CPP_ERRORS as exc:
+        raise _error(
+            DecodeError, f"the state cannot be taken: {exc}", "llama_state_seq_get_data") from exc
+    if size == 0 or written != size:
+        raise _error(DecodeError, "the state cannot be taken", "llama_state_seq_get_data")
+    return state
+
+
+cdef int native_set_state(
+    llama.llama_context *ctx, int32_t seq, const unsigned char *state, size_t size) except -1:
+    """llama_state_seq_set_data (llama.h). A failure leaves the sequence empty."""
+    cdef size_t read
+    try:
+        with nogil:
+            read = llama.llama_state_seq_set_data(ctx, state, size, seq)
+    except _CPP_ERRORS as exc:
+        raise _error(InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
+    if read != size:
+        raise _error(
+            InvalidInputError, "the state is damaged, or of another model or context",
+            "llama_state_seq_set_data")
+    return 0

@@ -7,7 +7,15 @@ list in their notes cannot happen any more.
 Nothing here needs the native module, and no weights are read.
 """
 
+from .adapter import check_adapter
 from .mmproj import MmprojInfo, check_mmproj, missing_mmproj_keys
 from .text import TextModelInfo, check_text_model
 
-__all__ = ["MmprojInfo", "TextModelInfo", "check_mmproj", "check_text_model", "missing_mmproj_keys"]
+__all__ = [
+    "MmprojInfo",
+    "TextModelInfo",
+    "check_adapter",
+    "check_mmproj",
+    "check_text_model",
+    "missing_mmproj_keys",
+]

@@ -1,0 +1,253 @@
+"""Conversations as files: turns and images, and what was evaluated of them, in a zip that nothing trusts.
+
+``chat.json`` holds the turns, ``image-N`` an image each (a file as it was given, a PNG, or rows of float32),
+and ``state.bin``, which may be missing, the keys and values of the longest beginning that was still cached.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_native._embedding import ImageEmbedding
+from llava_native._native import build_info
+from llava_native.engine.embedding_cache import pixels_key, rows_key
+from llava_native.engine.sequences import Content, ImageSpan, length
+from llava_native.errors import ChatFileError, InvalidInputError, LlavaError
+from llava_native.gguf import read_header
+from llava_native.images import open_image
+from llava_native.messages import Message
+from llava_native.prompt import Part, PendingImage, Piece, Text
+
+if TYPE_CHECKING:
+    from llava_native.engine import Engine
+    from llava_native.images import ImageLike
+    from llava_native.llava import Llava
+
+__all__ = ["read_chat", "write_chat"]
+
+_logger = logging.getLogger("llava_native")
+_FORMAT = "llava_native chat 1"
+_MAX_JSON = 64 << 20  # bytes
+
+
+def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Message]) -> None:
+    """Write a conversation; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        An existing file is replaced.
+    llava : Llava
+        Whose prefix cache may hold the beginning of the conversation.
+    messages : sequence of Message
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    ImageDecodeError
+        An image is no longer what it was.
+    """
+    images: list[Part] = []
+    data: dict[str, Any] = {
+        "format": _FORMAT,
+        **_identity(llava),
+        "messages": [_message_data(message, images) for message in messages],
+    }
+    kept = llava.engine.export(lambda: _content(llava, messages)) if messages else None
+    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.new")
+    try:
+        with zipfile.ZipFile(temporary, "w") as file:
+            data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
+            if kept is not None:
+                data["state"] = {"made_by": _made_by(llava.engine), "content": _content_data(kept[0])}
+                file.writestr("state.bin", kept[1])
+            file.writestr("chat.json", json.dumps(data))
+        temporary.chmod(0o600)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_chat(path: str | os.PathLike[str], llava: Llava) -> list[Message]:
+    """Read a conversation, and give the engine's prefix cache what was evaluated of it.
+
+    Returns
+    -------
+    list of Message
+
+    Raises
+    ------
+    ChatFileError
+        It is no such file, damaged, or of another model.
+    OSError
+        It cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            data = json.loads(_read(file, "chat.json", _MAX_JSON))
+            if data["format"] != _FORMAT:
+                raise ChatFileError(f"{os.fspath(path)} has the format {data['format']!r}, not {_FORMAT!r}")
+            _check_identity(path, data, llava)
+            images = [_read_image(file, n, image, llava) for n, image in enumerate(data["images"])]
+            messages = [_read_message(message, images) for message in data["messages"]]
+            if "state" in data and data["state"]["made_by"] == _made_by(llava.engine):
+                content = _read_content(data["state"]["content"])
+                _adopt(llava.engine, content, _read(file, "state.bin"))
+    except LlavaError:
+        raise
+    except (zipfile.BadZipFile, EOFError, LookupError, TypeError, ValueError, RuntimeError, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # which is an offset before the start
+            raise
+        raise ChatFileError(f"{os.fspath(path)} is not a saved conversation, or damaged: {exc!r}") from exc
+    return messages
+
+
+# -- whose conversation it is
+
+
+def _identity(llava: Llava) -> dict[str, Any]:
+    return {
+        "model": {"name": llava.name, "fingerprint": read_header(llava.model.path).fingerprint()},
+        "encoder": None if llava.encoder is None else llava.encoder.fingerprint,
+    }
+
+
+def _check_identity(path: str | os.PathLike[str], data: dict[str, Any], llava: Llava) -> None:
+    here = _identity(llava)
+    if data["model"]["fingerprint"] != here["model"]["fingerprint"]:
+        raise ChatFileError(
+            f"{os.fspath(path)} is a conversation with another model ({data['model']['name']}; this one is "
+            f"{llava.name}); load it with that one"
+        )
+    if data["images"] and data["encoder"] != here["encoder"]:
+        raise ChatFileError(
+            f"{os.fspath(path)} has images for another encoder ({data['encoder']}; this one is "
+            f"{here['encoder']}); load it with the mmproj that it was made with"
+        )
+
+
+def _made_by(engine: Engine) -> str:
+    """Name what keys and values depend on, besides the model: another library may compute others."""
+    info = build_info()
+    return repr((info["llama_cpp_commit"], info["patches"], engine.adapters))
+
+
+# -- messages and images
+
+
+def _message_data(message: Message, images: list[Part]) -> dict[str, Any]:
+    parts: list[Any] = []
+    for part in message.content:
+        if isinstance(part, Text):
+            parts.append(part.text)
+        else:
+            parts.append(len(images))
+            images.append(part)
+    return {"role": message.role, "content": parts, "extra": dict(message.extra)}
+
+
+def _read_message(data: dict[str, Any], images: list[Part]) -> Message:
+    content = [Text(part) if isinstance(part, str) else images[_natural(part)] for part in data["content"]]
+    if not isinstance(data["role"], str) or not isinstance(data["extra"], dict):
+        raise TypeError("a message has no role")
+    return Message(data["role"], tuple(content), data["extra"])
+
+
+def _write_image(file: zipfile.ZipFile, n: int, part: Part) -> dict[str, Any]:
+    name = f"image-{n}"
+    if isinstance(part, ImageEmbedding):
+        file.writestr(name, bytes(memoryview(part).cast("B")))
+        return {"kind": "rows", "shape": list(part.shape), "fingerprint": part.fingerprint}
+    assert isinstance(part, PendingImage)
+    image = part.image
+    if isinstance(image, (str, os.PathLike)):
+        file.write(image, name)
+    elif isinstance(image, (bytes, bytearray)):
+        file.writestr(name, bytes(image))
+    else:
+        png = io.BytesIO()
+        open_image(image).save(png, "PNG", compress_level=1)
+        file.writestr(name, png.getvalue())
+    return {"kind": "file"}
+
+
+def _read_image(file: zipfile.ZipFile, n: int, data: dict[str, Any], llava: Llava) -> Part:
+    content: ImageLike | ImageEmbedding = _read(file, f"image-{n}")
+    if data["kind"] == "rows":
+        n_tokens, n_embd = map(_natural, data["shape"])
+        if len(content) != 4 * n_tokens * n_embd:
+            raise ChatFileError(f"image {n} does not have {n_tokens} rows of {n_embd} floats")
+        rows = memoryview(content).cast("f", (n_tokens, n_embd))
+        content = ImageEmbedding.from_buffer(rows, fingerprint=data["fingerprint"])
+    return llava.planner.image_part(content)
+
+
+def _read(file: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
+    """Read a member; none may be larger than the file it is in."""
+    info = file.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or (limit is not None and info.file_size > limit):
+        raise ChatFileError(f"{name} in {file.filename} is compressed, or too large")
+    return file.read(info)
+
+
+# -- what was evaluated
+
+
+def _content(llava: Llava, messages: Sequence[Message]) -> Content:
+    """Return what the engine would evaluate of these messages; empty where that is not known here."""
+    content: Content = []
+    for piece in llava.planner.plan(messages)[1].pieces:
+        found = piece if isinstance(piece, list) else _span(piece)
+        if found is None:
+            return content
+        content.append(found)
+    return content
+
+
+def _span(piece: Piece) -> ImageSpan | None:
+    if isinstance(piece, ImageEmbedding):
+        return ImageSpan(rows_key(piece), piece.n_tokens)
+    assert isinstance(piece, PendingImage)
+    pixels = piece.encoder.prepare(piece.image)
+    if pixels.width != piece.encoder.image_size or pixels.height != piece.encoder.image_size:
+        return None  # an encoder with tiles tells how many rows there are when it has made them
+    return ImageSpan(pixels_key(pixels, piece.encoder), len(piece))
+
+
+def _content_data(content: Content) -> list[Any]:
+    return [list(segment) if isinstance(segment, ImageSpan) else {"ids": segment} for segment in content]
+
+
+def _read_content(data: list[Any]) -> Content:
+    content: Content = []
+    for segment in data:
+        if isinstance(segment, dict):
+            content.append([_natural(token) for token in segment["ids"]])
+        else:
+            key, n_tokens = segment
+            content.append(ImageSpan(str(key), _natural(n_tokens)))
+    return content
+
+
+def _adopt(engine: Engine, content: Content, state: bytes) -> None:
+    """Use a state where it is one; without it the conversation is evaluated again."""
+    try:
+        if not engine.adopt(content, state):
+            _logger.info("the context has no room for the state of %d tokens", length(content))
+    except InvalidInputError as exc:
+        _logger.warning("a saved state is not used: %s", exc)
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is not a natural number")
+    return value
