@@ -6,7 +6,7 @@ that refuses, and refuses a little more where upstream would read past what it c
 allocated or looped over on the word of the file: every claimed count is first compared with the bytes
 that are there.
 
-Only the standard library is used, and the vocabulary is left undecoded until somebody asks.
+The native libraries are not needed for it, and the vocabulary is left undecoded until somebody asks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import os
 import stat
 import struct
 from collections.abc import Mapping
-from itertools import repeat
-from operator import length_hint
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
+from ._strings import skip_strings, take_strings
 from .errors import ModelFormatError, UnsupportedModelError
 
 __all__ = ["GGUFArray", "GGUFHeader", "Tensor", "Value", "read_header"]
@@ -322,47 +321,24 @@ class _Source:
             self.reach(min(self.size, MAX_HEADER_BYTES, self.position + 20 * count))
 
     def take_strings(self, count: int) -> list[bytes]:
-        """Read `count` strings.
-
-        Slices beyond `data` come out short, which shows at the end: then more is read and all is done
-        again, which is cheaper than to look at every string.
-        """
+        """Read `count` strings."""
         self.guess(count)
-        length = _U64.unpack_from
+        items: list[bytes] = []
         while True:
-            data, position = self.data, self.position
-            items: list[bytes] = []
-            try:
-                for _ in repeat(None, count):
-                    start = position + 8
-                    position = start + length(data, position)[0]
-                    items.append(data[start:position])
-            except (struct.error, OverflowError):
-                position += 8
-            if position <= len(data):
+            more, position = take_strings(self.data, self.position, count - len(items))
+            items += more
+            if len(items) == count:
                 self.position = position
                 return items
-            self.reach(max(position, min(2 * len(data), self.size, MAX_HEADER_BYTES)))
+            self.position += sum(map(len, more)) + 8 * len(more)
+            self.reach(max(position, min(2 * len(self.data), self.size, MAX_HEADER_BYTES)))
 
     def skip_strings(self, count: int) -> None:
-        """Move over `count` strings.
-
-        The loop is the hottest of all: 280,000 turns for the merges of the Llama-3 vocabulary. It
-        relies on ``unpack_from`` to notice the end of `data`, and goes on there when more was read.
-        """
+        """Move over `count` strings."""
         self.guess(count)
-        length = _U64.unpack_from
-        left = count
-        while left:
-            data, position, turns = self.data, self.position, repeat(None, left)
-            try:
-                for _ in turns:
-                    position += length(data, position)[0] + 8
-                left = 0
-            except (struct.error, OverflowError):
-                left = length_hint(turns) + 1
-            self.position = position
-            self.reach(position + 8 if left else position)
+        while count:
+            self.position, count = skip_strings(self.data, self.position, count)
+            self.reach(self.position + 8 if count else self.position)
 
 
 def _check_magic(source: _Source) -> None:
@@ -396,7 +372,7 @@ def _check_version(source: _Source, version: int) -> None:
 
 def _read_metadata(source: _Source, count: int) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
-    for _ in repeat(None, count):
+    for _ in range(count):
         key = source.name("the key")
         if not key or key in metadata:
             source.fail(f"the key {key!r} occurs twice" if key else "a key is empty")
@@ -447,7 +423,7 @@ def _alignment(source: _Source, metadata: dict[str, Value]) -> int:
 def _read_tensors(source: _Source, count: int, alignment: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     expected = 0
-    for _ in repeat(None, count):
+    for _ in range(count):
         tensor = _read_tensor(source)
         if tensor.name in tensors:
             source.fail(f"the tensor {tensor.name!r} occurs twice")

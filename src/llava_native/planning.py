@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from llava_native._embedding import ImageEmbedding
 from llava_native.errors import EmbeddingMismatchError, InvalidInputError
@@ -100,7 +100,7 @@ class Planner:
         """Read messages of OpenAI's form; those that were read already come back as they are."""
         if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):
             return messages
-        return read_messages(messages, self.image_part, self._open_url)
+        return read_messages(cast("Sequence[MessageDict]", messages), self.image_part, self._open_url)
 
     def plan(
         self, messages: Sequence[Message], overflow: Overflow = "error", tools: Sequence[Any] | None = None
