@@ -28,7 +28,7 @@ from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE
 SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>", "<pad>", "<|endoftext|>")
 VOCAB_SIZE = 768
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
-LENGTH = 368
+LENGTH = 512
 
 
 def train_tokenizer(path: Path, scenes: int = 6000) -> Tokenizer:

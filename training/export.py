@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -238,9 +239,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path.home() / ".cache/llava_native/training")
     parser.add_argument("--to", type=Path, help="folder to write to; OUT/export if not given")
     parser.add_argument("--types", nargs="+", choices=sorted(FILE_TYPES), default=["f32", "f16", "q8_0"])
+    parser.add_argument("--ship", type=Path, help="also copy the Q8_0 pair here, under the package's names")
     args = parser.parse_args()
-    for path in export(args.out, args.to or args.out / "export", args.types):
+    folder = args.to or args.out / "export"
+    for path in export(args.out, folder, args.types):
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path}")
+    if args.ship:
+        for name in (NAME, f"mmproj-{NAME}"):
+            shutil.copyfile(folder / f"{name}-q8_0.gguf", args.ship / f"{name}.gguf")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and ``state.bin``, which may be missing, the keys and values of the longest begi
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import json
@@ -186,7 +187,7 @@ def _read_image(file: zipfile.ZipFile, n: int, data: dict[str, Any], llava: Llav
         n_tokens, n_embd = map(_natural, data["shape"])
         if len(content) != 4 * n_tokens * n_embd:
             raise ChatFileError(f"image {n} does not have {n_tokens} rows of {n_embd} floats")
-        rows = memoryview(content).cast("f", (n_tokens, n_embd))
+        rows = (ctypes.c_float * n_embd * n_tokens).from_buffer_copy(content)
         content = ImageEmbedding.from_buffer(rows, fingerprint=data["fingerprint"])
     return llava.planner.image_part(content)
 

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
-    "_batch", "_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler",
+    "_batch", "_buffer", "_cancel", "_context", "_embedding", "_encoder", "_lora", "_model", "_native",
+    "_sampler", "_state", "_strings",
 )  # fmt: skip
 SOURCES = (".pyx", ".pxi", ".c", ".cpp", ".cxx", ".hpp", ".h")
 
@@ -33,8 +34,16 @@ def metadata(archive, names) -> email.message.Message:
     return email.message_from_bytes(archive.read(name))
 
 
-def test_stays_under_four_megabytes(wheel):
-    assert wheel.stat().st_size < 4e6
+def test_stays_small(wheel, archive):
+    model = sum(info.compress_size for info in archive.infolist() if info.filename.endswith(".gguf"))
+    assert wheel.stat().st_size - model < 4e6
+    assert model < 12e6
+
+
+def test_carries_the_embedded_model_and_its_card(names):
+    folder = {path.name for path in (ROOT / "src/llava_native/demo").iterdir() if path.is_file()}
+    assert {f"llava_native/demo/{name}" for name in folder} <= names
+    assert {"llava-native-demo.gguf", "mmproj-llava-native-demo.gguf", "README.md"} <= folder
 
 
 def test_is_abi3_from_3_11(wheel, archive, names):
@@ -47,7 +56,9 @@ def test_carries_modules_stubs_and_declarations(names):
     for module in MODULES:
         binaries = [name for name in names if re.fullmatch(rf"llava_native/{module}\.(abi3\.so|pyd)", name)]
         assert len(binaries) == 1, module
-        assert {f"llava_native/{module}.pyi", f"llava_native/{module}.pxd"} <= names
+        stub, declarations = f"llava_native/{module}.pyi", f"llava_native/{module}.pxd"
+        assert stub in names
+        assert (declarations in names) == (ROOT / "src" / declarations).exists()
     assert {"llava_native/py.typed", "llava_native/_build_info.json", "llava_native/capi/llama.pxd"} <= names
 
 
