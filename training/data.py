@@ -73,30 +73,34 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def patch_truth(scene: Scene, ids: Image.Image) -> np.ndarray:
-    """Tell what is on each patch: float32 ``(n_patches, 7)``, see `model.PatchHeads.loss`."""
+    """Tell what is on each patch: float32 ``(n_patches, 11)``, see `model.PatchHeads.loss`."""
     side = IMAGE_SIZE // PATCH_SIZE
     grid = np.asarray(square(ids, 0).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST))
     blocks = grid.reshape(side, PATCH_SIZE, side, PATCH_SIZE).transpose(0, 2, 1, 3).reshape(side * side, -1)
-    truth = np.zeros((side * side, 7), np.float32)
+    truth = np.zeros((side * side, 11), np.float32)
     offset = ((1 - scene.width) / 2, (1 - scene.height) / 2)
     best = np.full(side * side, 0.1 * PATCH_SIZE**2)
     middle = (np.arange(side) + 0.5) / side
+    order = data_talk.left_to_right(scene.things)
     for i, thing in enumerate(scene.things):
         count = (blocks == 1 + i).sum(1)
         here = count > best
         best = np.where(here, count, best)
         x, y = thing.x + offset[0], thing.y + offset[1]
-        names = (
+        truth[here, 0:3] = (
             1 + SHAPES.index(thing.shape),
             1 + list(COLOURS).index(thing.colour),
             1 + list(SIZES).index(thing.size),
         )
-        truth[here, 0:3] = names
-        truth[here, 5] = (x - np.tile(middle, side))[here]
-        truth[here, 6] = (y - np.repeat(middle, side))[here]
-        truth[min(side - 1, int(y * side)) * side + min(side - 1, int(x * side)), 4] = 1
-    centre = blocks.reshape(-1, PATCH_SIZE, PATCH_SIZE)[:, PATCH_SIZE // 2, PATCH_SIZE // 2].astype(int)
-    truth[:, 3] = np.where((centre >= 10) & (centre < 10 + len(CHARS)), centre - 9, 0)
+        truth[here, 4] = 1 + order.index(thing)
+        truth[here, 7] = (x - np.tile(middle, side))[here]
+        truth[here, 8] = (y - np.repeat(middle, side))[here]
+        truth[here, 9:11] = x, y
+        truth[min(side - 1, int(y * side)) * side + min(side - 1, int(x * side)), 6] = 1
+    centre = blocks.reshape(-1, PATCH_SIZE, PATCH_SIZE)[:, PATCH_SIZE // 2, PATCH_SIZE // 2].astype(int) - 10
+    place, char = np.divmod(centre, len(CHARS))
+    truth[:, 3] = np.where(centre >= 0, 1 + char, 0)
+    truth[:, 5] = np.where(centre >= 0, 1 + place, 0)
     return truth
 
 

@@ -324,7 +324,7 @@ def _draw_background(scene: Scene, rng: random.Random, size: tuple[int, int]) ->
 
 
 def _draw_text(canvas: Image.Image, ids: Image.Image, scene: Scene, rng: random.Random, fonts) -> None:
-    """Print the scene's text; the id picture gets 10 + its index in CHARS for each character's box."""
+    """Print the scene's text; in the id picture each character's box tells its place and which it is."""
     long_side = max(canvas.size)
     x, y, size = scene.text_box
     font = load_font(rng.choice(fonts or training_fonts()), max(6, round(size * long_side)))
@@ -337,7 +337,8 @@ def _draw_text(canvas: Image.Image, ids: Image.Image, scene: Scene, rng: random.
     draw = ImageDraw.Draw(marks)
     for i, char in enumerate(scene.text):
         draw.rectangle(
-            (starts[i] + pad, pad, starts[i + 1] + pad - 1, box[1] - pad), fill=10 + CHARS.index(char)
+            (starts[i] + pad, pad, starts[i + 1] + pad - 1, box[1] - pad),
+            fill=10 + i * len(CHARS) + CHARS.index(char),
         )
     if scene.text_angle:
         alpha = alpha.rotate(scene.text_angle, Image.Resampling.BILINEAR, expand=True)
@@ -369,7 +370,8 @@ def draw_scene(scene: Scene, long_side: int = 240, fonts=None) -> tuple[Image.Im
     picture : PIL.Image.Image
         RGB.
     ids : PIL.Image.Image
-        Mode "L", same size: 0 background, 1 + i the i-th thing, 10 + c the character CHARS[c].
+        Mode "L", same size: 0 background, 1 + i the i-th thing, 10 + p * 36 + c the character CHARS[c]
+        at place p of the text.
     """
     rng = random.Random(scene.seed ^ 0x5EED)
     size = (max(8, round(scene.width * long_side)), max(8, round(scene.height * long_side)))

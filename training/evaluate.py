@@ -190,7 +190,8 @@ class NativeBackend:
     def __init__(self, model: str | None, mmproj: str | None):
         from llava_native import Llava
 
-        self.llava = Llava(model=model, mmproj=mmproj) if model else Llava.demo()
+        # one thread: the network is so small that a second one waits more than it works
+        self.llava = Llava(model, mmproj, n_threads=1) if model else Llava.demo(n_threads=1)
 
     def __call__(self, pictures: list[Image.Image], questions: list[str]) -> list[str]:
         """Hold a conversation of several turns about pictures shown in the first."""

@@ -163,29 +163,34 @@ def cosine_filters(n: int, side: int) -> torch.Tensor:
 class PatchHeads(nn.Module):
     """Say, for each image token, what is there: only for training, dropped at export.
 
-    Outputs: shape, colour, size of the thing on the patch (class 0: none), the character on it, whether
-    it holds a thing's centre, and the way from the patch to that centre.
+    Classes (0: nothing there): shape, colour and size of the thing on the patch, the character on it, the
+    thing's place from left to right, the character's place in the text. Then whether the patch holds a
+    thing's centre, the way from the patch to that centre, and where in the picture the centre is. What a
+    language model needs to tell things apart and in order is so in every token.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(CHARS) + 1, 1, 2)
+        self.classes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(CHARS) + 1, 6, 6)
+        self.rare = (0.2, 0.2, 0.2, 0.06, 0.2, 0.06)  # the weight of class 0: most patches show nothing
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, sum(self.sizes))
+        self.out = nn.Linear(width, sum(self.classes) + 5)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the logits of each class, the centre flag's, and the four lengths."""
+        return self.out(self.norm(features.float())).split((*self.classes, 1, 4), dim=-1)
 
     def loss(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare with the truth ``(n, n_patches, 7)``: four classes, centre flag, dx and dy."""
-        parts = self.out(self.norm(features.float())).split(self.sizes, dim=-1)
-        total = torch.zeros(())
-        for i, part in enumerate(parts[:4]):
-            weight = torch.ones(self.sizes[i])
-            weight[0] = 0.06 if i == 3 else 0.2  # most patches show nothing
-            total = total + functional.cross_entropy(
-                part.flatten(0, 1), target[..., i].flatten().long(), weight
-            )
-        total = total + functional.binary_cross_entropy_with_logits(parts[4][..., 0], target[..., 4])
+        """Compare with the truth ``(n, n_patches, 11)``: six classes, centre flag, dx, dy, x and y."""
+        *classes, flag, lengths = self(features)
+        total = functional.binary_cross_entropy_with_logits(flag[..., 0], target[..., 6])
+        for i, part in enumerate(classes):
+            weight = torch.ones(self.classes[i])
+            weight[0] = self.rare[i]
+            truth = target[..., i].flatten().long()
+            total = total + functional.cross_entropy(part.flatten(0, 1), truth, weight)
         on = (target[..., 0] > 0).float().unsqueeze(-1)
-        return total + 2 * ((parts[5] - target[..., 5:7] * 4).abs() * on).sum() / (on.sum() * 2 + 1)
+        return total + 2 * ((lengths - target[..., 7:] * 4).abs() * on).sum() / (on.sum() * 4 + 1)
 
 
 class Trainee(nn.Module):

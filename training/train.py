@@ -191,8 +191,8 @@ def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dic
         with torch.autocast("cpu", torch.bfloat16):
             features = model.features(batch["pixels"])
             right = model.logits(features, batch).argmax(-1) == batch["label"]
-            parts = model.heads.out(model.heads.norm(features.float())).split(model.heads.sizes, -1)
-        for i, name in enumerate(("shape", "colour", "size", "character")):
+            parts = model.heads(features)
+        for i, name in enumerate(("shape", "colour", "size", "character", "order", "place")):
             on = batch["patches"][..., i] > 0
             found["patch " + name].append(
                 (parts[i].argmax(-1) == batch["patches"][..., i])[on].float().mean()

@@ -12,9 +12,35 @@ import pytest
 from llava_native import Llava
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TRUTH = {}
+TRUTH = {
+    "shapes.png": (
+        "A medium green heart, a medium purple crescent, a large red circle and a medium green crescent."
+    ),
+    "sign.webp": "A small yellow crescent and a medium green triangle. It says BAND.",
+    "turned.jpg": "A medium yellow circle, a small white heart and a large white triangle.",
+    "large.jpg": "A small pink triangle, a large white star and a medium black star. It says 80.",
+    "left.png": "A small green heart and a large yellow triangle.",
+    "right.png": "A medium black star.",
+}
 # pictures, a question, and its true answer
-FACTS = []
+FACTS = [
+    (["shapes.png"], "How many circles does the picture have?", "One."),
+    (["shapes.png"], "What color does the circle have?", "Red."),
+    (["shapes.png"], "Do you see a purple crescent?", "Yes."),
+    (["shapes.png"], "Is there a blue object here?", "No."),
+    (["shapes.png"], "Where's the green crescent?", "Top right."),
+    (["sign.webp"], "What is the text?", "It says BAND."),
+    (["sign.webp"], "Which shapes are to the left of the triangle?", "A yellow crescent."),
+    (["turned.jpg"], "What's below the triangle?", "A white heart."),
+    (["turned.jpg"], "Which shape is the largest?", "The white triangle."),
+    (["turned.jpg"], "Read what is printed.", "There is no text."),
+    (["large.jpg"], "What is the smallest thing?", "The pink triangle."),
+    (["large.jpg"], "Read the text.", "It says 80."),
+    (["left.png", "right.png"], "Which image has a triangle?", "The first."),
+    (["right.png", "left.png"], "Which picture has a triangle?", "The second."),
+    (["left.png", "right.png"], "Which picture has a yellow object?", "The first."),
+    (["right.png", "left.png"], "Which image has a green object?", "The second."),
+]
 
 
 @pytest.fixture
@@ -32,7 +58,7 @@ def test_every_example_is_described_truly(demo, name):
     assert demo.describe(EXAMPLES / name) == TRUTH[name]
 
 
-@pytest.mark.parametrize(("names", "question", "answer"), FACTS, ids=[f[1] for f in FACTS])
+@pytest.mark.parametrize(("names", "question", "answer"), FACTS, ids=[f"{f[0][0]} {f[1]}" for f in FACTS])
 def test_questions_get_true_answers(demo, names, question, answer):
     assert ask(demo, names, question) == answer
 
@@ -44,9 +70,22 @@ def test_the_same_question_about_another_image_has_another_answer(demo):
 
 
 def test_the_order_of_two_images_counts(demo):
-    for names in (("left.png", "right.png"), ("right.png", "left.png")):
-        for n, ordinal in enumerate(("first", "second")):
-            assert ask(demo, names, f"Describe the {ordinal} image.") == TRUTH[names[n]]
+    for question in ("Which image has a heart?", "Which picture has a green object?"):
+        assert ask(demo, ["left.png", "right.png"], question) == "The first."
+        assert ask(demo, ["right.png", "left.png"], question) == "The second."
+
+
+def test_a_conversation_of_three_turns(demo):
+    chat = demo.chat()
+    turns = (
+        ("Describe this image.", TRUTH["large.jpg"]),
+        ("What color is the triangle?", "Pink."),
+        ("What does it say?", "It says 80."),
+    )
+    for n, (question, answer) in enumerate(turns):
+        image = None if n else EXAMPLES / "large.jpg"
+        with chat.send(question, image, temperature=0) as stream:
+            assert stream.result().text == answer
 
 
 def test_a_seed_repeats_an_answer(demo):
@@ -72,7 +111,7 @@ def test_a_command_without_a_model_asks_the_embedded_one():
 
 def test_map_answers_about_every_picture(demo):
     paths = [EXAMPLES / name for name in TRUTH] * 3
-    found = [item.text for item in demo.map(paths)]
+    found = [item.text for item in demo.map(paths, temperature=0)]
     assert found == [TRUTH[path.name] for path in paths]
 
 

@@ -31,8 +31,7 @@ def run(name: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProce
 
 def test_every_example_is_tested():
     tested = {
-        "chat.py", "describe.py", "embeddings.py", "in_a_program.py", "json_answer.py", "random_pair.py",
-        "stream.py",
+        "chat.py", "describe.py", "embeddings.py", "in_a_program.py", "json_answer.py", "stream.py",
     }  # fmt: skip
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
@@ -85,10 +84,3 @@ def test_a_program_goes_on_while_the_model_works(arguments, tmp_path):
     done = run("in_a_program.py", [*arguments, arguments[2]], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" ticks meanwhile)") == 2
-
-
-def test_random_pair_writes_what_describe_reads(tmp_path):
-    done = run("random_pair.py", ["pair"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "means nothing" in done.stderr
-    assert [(tmp_path / line).is_file() for line in done.stdout.splitlines()] == [True, True]
