@@ -48,7 +48,9 @@ def get_state(Context context not None, long long seq=0):
     return state
 
 
-def set_state(Context context not None, const unsigned char[::1] state not None, long long n, long long seq=0):
+def set_state(
+    Context context not None, const unsigned char[::1] state not None, long long n, long long seq=0,
+):
     """Put a state into an empty sequence.
 
     Parameters

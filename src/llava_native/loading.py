@@ -48,7 +48,7 @@ def adapter_list(lora: Adapters) -> list[tuple[str, float]]:
         lora = [cast("PathLike", lora)]
     named = [item if isinstance(item, (tuple, list)) else (item, 1.0) for item in lora]
     try:
-        return [(os.fsdecode(cast("PathLike", path)), float(cast("float", scale))) for path, scale in named]
+        return [(os.fsdecode(cast("PathLike", path)), float(scale)) for path, scale in named]
     except (TypeError, ValueError) as exc:
         raise InvalidInputError(f"lora must be paths, or pairs of a path and a scale: {lora!r}") from exc
 
