@@ -137,7 +137,9 @@ def test_whatever_the_signal(llava, number):
     stream = llava.stream("Hello", **FOREVER)
     next(stream)
     os.kill(pid_of(llava), number)
-    with pytest.raises(NativeAbort, match=number.name) as caught:
+    # while threads run, Python's own report about an abort may itself end in a SIGSEGV
+    said = "SIGABRT|Fatal Python error: Aborted" if number == signal.SIGABRT else number.name
+    with pytest.raises(NativeAbort, match=said) as caught:
         stream.result()
     if number != signal.SIGTERM:
         assert any("Fatal Python error" in line for line in caught.value.log)  # with the stack
