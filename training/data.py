@@ -126,6 +126,8 @@ class Packer:
         self.tokenizer = tokenizer
         self.id = special_ids(tokenizer)
         self.newline = tokenizer.encode("\n").ids
+        named = [[" " + word for word in group] for group in (SHAPES, COLOURS, SIZES)]
+        self.words = [torch.tensor([self.text(word)[0] for word in group]) for group in [*named, CHARS]]
 
     def text(self, text: str) -> list[int]:
         """Tokenize plain text."""
@@ -138,10 +140,14 @@ class Packer:
             ids += [self.id["<image>"]] * N_IMAGE_TOKENS + (self.newline if newline else [])
         return ids
 
-    def turns(self, turns) -> tuple[list[int], list[bool]]:
-        """Write turns after the prefix; the flags mark what the model has to say itself."""
+    def turns(self, turns) -> tuple[list[int], list[float]]:
+        """Write turns after the prefix, and weigh each token: 0 where the model need not say it itself.
+
+        A long answer weighs more than a short one, but less than its length: most questions are answered
+        in a word or two, and a description in forty.
+        """
         ids: list[int] = []
-        flags: list[bool] = []
+        weights: list[float] = []
         for i, turn in enumerate(turns):
             start = [*self.newline, self.id["<|user|>"], *self.newline] if i else []
             ask = (
@@ -152,30 +158,30 @@ class Packer:
             ask += self.newline
             say = [*self.text(turn.answer), self.id["<|end|>"]]
             ids += ask + say
-            flags += [False] * len(ask) + [True] * len(say)
-        return ids, flags
+            weights += [0.0] * len(ask) + [len(say) ** -0.5] * len(say)
+        return ids, weights
 
     def pack(self, prefix: list[int], segments, length: int = LENGTH) -> dict[str, np.ndarray]:
-        """Fill one row: ids, segment numbers (0 the prefix, -1 padding), positions, labels (-100: none)."""
+        """Fill one row: ids, segment (0 the prefix, -1 padding), position, label (-100: none), weight."""
         ids, segment, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
-        label = [-100] * len(prefix)
-        for number, (tokens, flags) in enumerate(segments, 1):
+        label, weight = [-100] * len(prefix), [0.0] * len(prefix)
+        for number, (tokens, weights) in enumerate(segments, 1):
             if len(ids) + len(tokens) > length:
                 continue
             ids += tokens
             segment += [number] * len(tokens)
             position += range(len(prefix), len(prefix) + len(tokens))
-            label += [t if f else -100 for t, f in zip(tokens[1:], flags[1:], strict=True)] + [-100]
+            label += [t if w else -100 for t, w in zip(tokens[1:], weights[1:], strict=True)] + [-100]
+            weight += [*weights[1:], 0.0]
         pad = length - len(ids)
-        row = (
-            ids + [self.id["<pad>"]] * pad,
-            segment + [-1] * pad,
-            position + [0] * pad,
-            label + [-100] * pad,
-        )
-        return {
-            k: np.array(v, np.int64)
-            for k, v in zip(("ids", "segment", "position", "label"), row, strict=True)
+        row = {
+            "ids": ids + [self.id["<pad>"]] * pad,
+            "segment": segment + [-1] * pad,
+            "position": position + [0] * pad,
+            "label": label + [-100] * pad,
+        }
+        return {k: np.array(v, np.int64) for k, v in row.items()} | {
+            "weight": np.array(weight + [0.0] * pad, np.float32)
         }
 
 
@@ -209,7 +215,9 @@ def stack_rows(packer: Packer, made: list) -> dict[str, torch.Tensor]:
     batch["patches"] = torch.from_numpy(np.stack([t for _, t in pictures]))
     batch["image_at"] = (batch["ids"].flatten() == packer.id["<image>"]).nonzero()[:, 0]
     batch["where"] = (batch["label"].flatten() >= 0).nonzero()[:, 0]
-    batch["label"] = batch["label"].flatten()[batch["where"]]
+    batch["words"] = packer.words
+    for name in ("label", "weight"):
+        batch[name] = batch[name].flatten()[batch["where"]]
     return batch
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import functools
 import json
@@ -26,7 +27,7 @@ ROWS, PAIRS = 5, 1  # rows of a process's batch, and how many of them show two p
 EYES_ROWS = 10  # while only the eyes learn
 EMA = 0.998
 OTHERS = 1 / 3  # AdamW's learning rate as a share of Muon's
-HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def plan(eyes: int, step: int) -> tuple[int, int, int]:
@@ -62,6 +63,7 @@ class Trainer:
             Muon(matrices, lr=args.lr, rank=rank, world=args.processes),
             torch.optim.AdamW(others, lr=args.lr * OTHERS, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
+        self.eyes = list(self.model.llava.model.vision_tower.parameters())
         self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step, self.seconds, self.log = 0, 0.0, []
         self.path = args.out / "checkpoint.pt"
@@ -109,8 +111,9 @@ class Trainer:
     def one_step(self, batch: dict) -> tuple[float, float]:
         """Learn from one batch; returns the answers' and the patches' loss."""
         eyes_only = self.step < self.args.eyes
-        with torch.autocast("cpu", torch.bfloat16, enabled=HAS_BF16):
-            answer, patches = self.model(batch, text=not eyes_only)
+        for parameter in self.eyes:
+            parameter.requires_grad_(eyes_only or self.step >= self.args.still)
+        answer, patches = self.model(batch, text=not eyes_only)
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         (answer * 2 + patches * (1.0 if eyes_only else 0.5)).backward()
@@ -188,10 +191,9 @@ def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dic
     for first in range(0, rows, 16):
         made = [make_row(packer, start + first + i, i < 3, 5) for i in range(min(16, rows - first))]
         batch = stack_rows(packer, made)
-        with torch.autocast("cpu", torch.bfloat16):
-            features = model.features(batch["pixels"])
-            right = model.logits(features, batch).argmax(-1) == batch["label"]
-            parts = model.heads(features)
+        features = model.features(batch["pixels"])
+        right = model.logits(features, batch).argmax(-1) == batch["label"]
+        parts = model.heads(features)
         for i, name in enumerate(("shape", "colour", "size", "character", "order", "place")):
             on = batch["patches"][..., i] > 0
             found["patch " + name].append(
@@ -207,6 +209,10 @@ def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dic
 
 def work(rank: int, args: argparse.Namespace) -> None:
     """Be one training process, on one core."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # keep memory between steps: page faults take a fifth of the time
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     torch.set_num_threads(args.threads)
     if args.processes > 1:
         dist.init_process_group(
@@ -227,6 +233,9 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, default=6000, help="all steps")
     add("--cooldown", type=int, default=2000, help="steps at the end over which the learning rate falls to 0")
     add("--eyes", type=int, default=2100, help="steps at the start that train only the vision tower")
+    add(
+        "--still", type=int, default=4800, help="step until which the eyes then stand still, for the language"
+    )
     add("--lr", type=float, default=4e-3, help="of the hidden layers' matrices (Muon)")
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="one a core; the batch grows with them")

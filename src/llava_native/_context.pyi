@@ -26,6 +26,7 @@ class Context:
         type_k: _CacheType = "f16",
         type_v: _CacheType = "f16",
         offload_kqv: bool = True,
+        n_outputs: int | None = None,
     ) -> None: ...
     def eval(
         self,
@@ -39,7 +40,7 @@ class Context:
     ) -> int: ...
     def eval_batch(
         self,
-        entries: Iterable[tuple[int, Sequence[int], bool]],
+        entries: Iterable[tuple[int, Sequence[int], int]],
         *,
         cancel: CancelToken | None = None,
     ) -> list[int]: ...

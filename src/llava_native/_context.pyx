@@ -56,6 +56,8 @@ cdef class Context:
         Tokens computed at once; at least 577 takes an image of LLaVA-1.5 in one pass.
     n_seq_max : int, default 1
         Sequences, numbered from 0. They share one memory, so copying a prefix costs nothing.
+    n_outputs : int, optional
+        Rows of logits that a batch may want; default one a sequence.
     n_threads : int, optional
         CPU threads; default the physical cores that this process may use.
     flash_attn : bool, optional
@@ -84,7 +86,7 @@ cdef class Context:
     def __init__(
         self, Model model not None, *, long long n_ctx=4096, long long n_batch=2048, long long n_ubatch=592,
         long long n_seq_max=1, n_threads=None, flash_attn=None, str type_k="f16", str type_v="f16",
-        bint offload_kqv=True,
+        bint offload_kqv=True, n_outputs=None,
     ):
         if self._ptr != NULL:
             raise InUseError("this Context is open already")
@@ -97,12 +99,14 @@ cdef class Context:
         check_range("n_ctx", n_ctx, 8, 2**31 - 1)
         check_range("n_batch", n_batch, 1, n_ctx)
         check_range("n_seq_max", n_seq_max, 1, min(MAX_SEQUENCES, n_batch))
+        n_outputs = min(n_outputs or n_seq_max, n_batch)
+        check_range("n_outputs", n_outputs, n_seq_max, n_batch)
         check_range("n_threads", n_threads, 1, 512)
         check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
         if flash_attn is None and not any(d["type"] in ("gpu", "igpu") for d in devices()):
             flash_attn = type_v == "q8_0"
         params = native_context_params(
-            n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, flash_attn, type_k, type_v)
+            n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs, n_threads, flash_attn, type_k, type_v)
         check_memory(model, n_ctx, type_k, type_v, devices())
         params.offload_kqv = offload_kqv
         params.abort_callback = _abort
@@ -120,7 +124,7 @@ cdef class Context:
         self._tokens.clear()
         self._pid = getpid()
         self._info = native_context_info(self._ptr)
-        self._info["n_threads"] = n_threads
+        self._info |= {"n_threads": n_threads, "n_outputs": n_outputs}
         self._n_past.assign(n_seq_max, 0)
         self._batch = Batch.__new__(Batch)
         self._batch.c_resize(self._info["n_batch"])
@@ -142,9 +146,7 @@ cdef class Context:
         return 0
 
     cdef int c_check_sequence(self, long long seq) except -1:
-        if seq < 0 or seq >= <long long>self._n_past.size():
-            raise InvalidInputError(
-                f"sequence {seq} is not in 0..{self._n_past.size() - 1}; see n_seq_max")
+        check_range("the sequence (see n_seq_max)", seq, 0, self._n_past.size() - 1)
         return 0
 
     cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1:
@@ -229,16 +231,16 @@ cdef class Context:
 
         Parameters
         ----------
-        entries : iterable of (int, sequence of int, bool)
-            A sequence, each at most once; the tokens to add at its end; and whether the logits after the
-            last of them are wanted. Together at most ``n_batch`` tokens.
+        entries : iterable of (int, sequence of int, int)
+            A sequence, each at most once; the tokens to add at its end; and after how many of them, the
+            last ones, the logits are wanted (False: none, True: one). Together at most ``n_batch`` tokens.
         cancel : CancelToken, optional
             Stops the evaluation within about 100 ms.
 
         Returns
         -------
         list of int
-            For each entry that wanted logits, in order, the row for ``Sampler.sample(ctx, row=...)``.
+            In order, the rows whose logits were wanted, for ``Sampler.sample(ctx, row=...)``.
 
         Raises
         ------
@@ -249,7 +251,8 @@ cdef class Context:
         -----
         Native: llama_decode (llama.h). GIL: released.
         """
-        cdef list kept = [(PyNumber_Index(seq), list(tokens), wants) for seq, tokens, wants in entries]
+        cdef list kept = [
+            (PyNumber_Index(seq), list(tokens), PyNumber_Index(wants)) for seq, tokens, wants in entries]
         cdef bint done = False
         self.c_enter()  # after the iterable, which may have run anything
         if cancel is not None:
@@ -259,6 +262,7 @@ cdef class Context:
             self.c_add(seq, tokens, wants)
         if not kept:
             raise InvalidInputError("there is nothing to evaluate")
+        check_range("rows of logits", self._batch.rows.size(), 0, self._info["n_outputs"])
         self._busy = True
         watch_begin(&self._watch, cancel, None)
         try:
@@ -273,10 +277,12 @@ cdef class Context:
                     native_remove_positions(self._ptr, seq, self._n_past[<int32_t>seq])
         return list(self._batch.rows)
 
-    cdef int c_add(self, object seq, list tokens, bint logits) except -1:
+    cdef int c_add(self, object seq, list tokens, Py_ssize_t wanted) except -1:
         """Lay tokens at the end of a sequence out in the batch."""
         cdef int32_t n_past
+        cdef Py_ssize_t row
         self.c_check_sequence(seq)
+        check_range("wanted logits", wanted, 0, len(tokens))
         n_past = self._n_past[<int32_t>seq]
         if not tokens or self._batch.c_holds(seq):
             raise InvalidInputError(f"sequence {seq} comes twice in the batch, or has no tokens in it")
@@ -287,8 +293,8 @@ cdef class Context:
             self._model.c_check_token(PyNumber_Index(token))
             self._batch.c_push(token, n_past, seq)
             n_past += 1
-        if logits:
-            self._batch.c_want_logits(self._batch.n - 1)
+        for row in range(self._batch.n - wanted, self._batch.n):
+            self._batch.c_want_logits(row)
         return 0
 
     cdef int c_forget_logits(self) except -1:
@@ -375,12 +381,7 @@ cdef class Context:
         return self._n_past[seq]
 
     def truncate_sequence(self, long long seq, long long n):
-        """Keep only the first `n` tokens of a sequence.
-
-        Notes
-        -----
-        Native: llama_memory_seq_rm (llama.h). The logits are gone until the next ``eval``.
-        """
+        """Keep the first `n` tokens of a sequence; the logits are gone: llama_memory_seq_rm (llama.h)."""
         self.c_enter()
         self.c_check_sequence(seq)
         if not 0 <= n <= self._n_past[seq]:
@@ -391,9 +392,7 @@ cdef class Context:
         self.c_forget_logits()
 
     def copy_sequence(self, long long src, long long dst, n=None):
-        """Make `dst` start with the first `n` tokens of `src` (default all). Cells are shared, not copied.
-
-        What `dst` held before is dropped.
+        """Make `dst` hold just the first `n` tokens of `src` (default all). Cells are shared, not copied.
 
         Notes
         -----

@@ -73,6 +73,6 @@ cdef void native_top(const float *logits, Py_ssize_t n, Py_ssize_t top, int32_t 
 # default parameters, for the other modules to fill in
 cdef llama.llama_model_params native_model_params() noexcept
 cdef llama.llama_context_params native_context_params(
-    uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_seq_max, int32_t n_threads,
-    object flash_attn, str type_k, str type_v) except *
+    uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_seq_max, uint32_t n_outputs,
+    int32_t n_threads, object flash_attn, str type_k, str type_v) except *
 cdef mtmd.mtmd_context_params native_encoder_params() noexcept

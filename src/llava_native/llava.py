@@ -71,9 +71,11 @@ class Llava:
         A folder for image rows, which processes may share. It only grows.
     max_waiting : int, default 1024
         Requests that may wait; one more raises ``BusyError``.
+    prompt_lookup : int, default 0
+        Tokens to guess ahead, from what followed the last three before: see docs/guide.md.
     memory_limit : int, optional
         Bytes that it may take. Default: what the machine, or this process's control group, has; then what
-        is not mapped from the file must be free, too.
+        is not mapped from the file must be free.
     isolate : bool, default False
         Load and run in a child process: what kills it there is a ``NativeAbort`` here, and the next request
         starts it again. `model`, `encoder` and `context` are then stand-ins. See docs/safety.md.
@@ -111,6 +113,7 @@ class Llava:
         embedding_cache: int = 256 << 20,
         cache_dir: PathLike | None = None,
         max_waiting: int = 1024,
+        prompt_lookup: int = 0,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
@@ -130,9 +133,10 @@ class Llava:
         self._parts = make_parts(
             isolate, model, mmproj, chat_template, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
             n_seq_max=n_seq_max, prefix_cache=prefix_cache, embedding_cache=embedding_cache,
-            cache_dir=cache_dir, max_waiting=max_waiting, n_gpu_layers=n_gpu_layers, n_threads=n_threads,
-            flash_attn=flash_attn, type_k=type_k, type_v=type_v, dtype=dtype, device=device, lora=lora,
-            memory_limit=memory_limit, kv_overrides=kv_overrides, progress=progress, cancel=cancel,
+            cache_dir=cache_dir, max_waiting=max_waiting, prompt_lookup=prompt_lookup,
+            memory_limit=memory_limit, n_gpu_layers=n_gpu_layers, n_threads=n_threads, flash_attn=flash_attn,
+            type_k=type_k, type_v=type_v, dtype=dtype, device=device, lora=lora, kv_overrides=kv_overrides,
+            progress=progress, cancel=cancel,
         )  # fmt: skip
         self._model, self._encoder = self._parts.model, self._parts.encoder
         self._context, self._engine = self._parts.context, self._parts.engine

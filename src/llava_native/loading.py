@@ -145,11 +145,13 @@ class Parts:
         """Make the context, of what is left of the options, and the engine that uses it."""
         n_running, cells = options.pop("n_seq_max"), options.pop("prefix_cache")
         embedding_bytes, cache_dir = options.pop("embedding_cache"), options.pop("cache_dir")
-        max_waiting = options.pop("max_waiting")
+        max_waiting, prompt_lookup = options.pop("max_waiting"), options.pop("prompt_lookup")
         check_range("embedding_cache", embedding_bytes, 0, 2**63)
         check_range("max_waiting", max_waiting, 1, 2**63)
+        check_range("prompt_lookup", prompt_lookup, 0, 64)
         n_seq_max = n_sequences(n_running, options["n_ctx"], options["n_batch"], cells)
-        self.context = self._own(Context(self.model, n_seq_max=n_seq_max, **options))
+        n_outputs = n_seq_max + n_running * prompt_lookup
+        self.context = self._own(Context(self.model, n_seq_max=n_seq_max, n_outputs=n_outputs, **options))
         set_adapters(self.context, self._adapters)
         return Engine(
             self.context,
@@ -158,6 +160,7 @@ class Parts:
             embedding_bytes=embedding_bytes,
             cache_dir=cache_dir,
             max_waiting=max_waiting,
+            prompt_lookup=prompt_lookup,
         )
 
     def planner(self, allow_urls: bool) -> Planner:

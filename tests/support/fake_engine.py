@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from llava_native.engine.request import Choice, Event, Request
 from llava_native.engine.scheduler import Scheduler
+from llava_native.engine.sequences import Content, ImageSpan
 from llava_native.errors import CancelledError, ContextFullError, DecodeError
 
 END = 0  # the token that ends an answer
@@ -128,7 +130,7 @@ class FakeContext:
         self.sequences: list[list[Any]] = [[] for _ in range(n_seq_max)]
         self._cells: list[list[int]] = [[] for _ in range(n_seq_max)]
         self._n_cells = 0
-        self._rows: dict[int | None, int] = {}  # of the last batch: which sequence a row belongs to
+        self._rows: dict[int | None, list[Any]] = {}  # of the last batch: what stands before a row's token
         self.calls: list[Any] = []  # what was evaluated, for the tests to look at
         self.n_threads = 4
         self.broken: set[Any] = set()  # tokens that make an evaluation fail
@@ -162,13 +164,14 @@ class FakeContext:
         self._check(len(tokens), tokens)
         self.calls.append([(seq, len(some)) for seq, some, _ in entries])
         out, row = [], -1
-        for seq, some, wants in entries:
-            assert some
-            self._add(seq, some)
-            row += len(some)
-            if wants:
-                self._rows[row] = seq
-                out.append(row)
+        for seq, some, n_wanted in entries:
+            assert 0 <= n_wanted <= len(some) > 0
+            for left in range(len(some), 0, -1):
+                self._add(seq, [some[-left]])
+                row += 1
+                if left <= n_wanted:
+                    self._rows[row] = list(self.sequences[seq])
+                    out.append(row)
         return out
 
     def eval(self, rows, *, seq, start, stop, logits, cancel=None) -> None:
@@ -181,11 +184,11 @@ class FakeContext:
         self.calls.append((seq, rows.image.name, start, stop))
         self._add(seq, tokens)
         if logits:
-            self._rows[None] = seq
+            self._rows[None] = list(self.sequences[seq])
 
     def content_of_row(self, row: int | None) -> list[Any]:
         """Return what stands before the token that a row chooses."""
-        return self.sequences[self._rows[row]]
+        return self._rows[row]
 
     def set_n_threads(self, n: int) -> None:
         """Remember it."""
@@ -238,10 +241,43 @@ class Writer:
         return Event(token, "length" if last else None, self.n)
 
 
+class Oracle:
+    """Takes the place of `Lookup`: guesses what will be chosen, and every third token wrong."""
+
+    def __init__(self, content: Content, limit: int) -> None:
+        self._content: list[Any] = []
+        self._limit = limit
+        self.learnt: list[tuple[int, int]] = []
+        for segment in content:
+            if isinstance(segment, ImageSpan):
+                self.extend(f"{segment.key}[{i}]" for i in range(segment.n_tokens))
+            else:
+                self.extend(segment)
+
+    def extend(self, tokens: Iterable[Any]) -> None:
+        """Note what comes next."""
+        self._content += tokens
+
+    def guess(self, room: int) -> list[int]:
+        """Return what comes next, with errors."""
+        content, out = list(self._content), []
+        while len(out) < min(room, self._limit):
+            token = next_token(content)
+            if token == END:
+                break
+            out.append(token if len(content) % 3 else token % 31 + 1)
+            content.append(token)
+        return out
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        """Remember it."""
+        self.learnt.append((n_guessed, n_right))
+
+
 class Desk:
     """A scheduler on fakes, and what its callers got."""
 
-    def __init__(self, n_running=3, prefix_cells=24, embedding_bytes=1000, **shape: int) -> None:
+    def __init__(self, n_running=3, prefix_cells=24, embedding_bytes=1000, n_guessed=0, **shape: int) -> None:
         self.context = FakeContext(**shape)
         self.encoding = FakeEncoding()
         self.scheduler = Scheduler(
@@ -250,6 +286,7 @@ class Desk:
             n_running=n_running,
             prefix_cells=prefix_cells,
             embedding_bytes=embedding_bytes,
+            lookup=partial(Oracle, limit=n_guessed) if n_guessed else None,  # type: ignore[arg-type]
             clock=lambda: 0.0,
         )
         self.got: dict[Request, list[Event]] = {}

@@ -47,6 +47,14 @@ def test_every_sequence_gets_its_own_row(ctx, sampler):
     assert again == [alone(ctx, [*PROMPTS[seq], chosen[seq]]) for seq in (2, 1)]
 
 
+def test_the_last_tokens_of_a_sequence_may_each_have_a_row(ctx, sampler):
+    prompt = PROMPTS[2]
+    expected = [alone(ctx, prompt[:n]) for n in range(len(prompt) - 2, len(prompt) + 1)]
+    rows = ctx.eval_batch([(0, PROMPTS[0], 1), (2, prompt, 3)])
+    assert rows == [3, 8, 9, 10]
+    assert [sampler.sample(ctx, row) for row in rows[1:]] == expected
+
+
 def test_only_wanted_rows_have_logits(ctx, sampler):
     assert ctx.eval_batch([(0, [1, 2], False), (1, [1], False)]) == []
     with pytest.raises(InvalidInputError, match="no logits"):
@@ -73,6 +81,9 @@ def test_only_wanted_rows_have_logits(ctx, sampler):
         [(0, [1], True), (1, [10**6], True)],
         [(0, [1], True), (1, [-1], True)],
         [(0, [1] * 65, True)],
+        [(0, [1, 2], 3)],
+        [(0, [1] * 6, 3), (1, [1] * 6, 2)],  # five rows of logits in a context of four
+        [(0, [1, 2], -1)],
         [(0, [1] * 40, True), (1, [1] * 40, True)],
     ],
 )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from llava_native._lora import adapters_of
 from llava_native.engine.embedding_cache import DiskCache
 from llava_native.engine.encoding import Encoding
+from llava_native.engine.lookup import Lookup
 from llava_native.engine.scheduler import Scheduler
 from llava_native.errors import BusyError, ClosedError, ForkError
 from llava_native.limits import check_range
@@ -56,6 +57,8 @@ class Engine:
         Folder for image rows, shared with other processes.
     max_waiting : int
         Requests that may wait to run.
+    prompt_lookup : int
+        Tokens to guess ahead, at most; 0 for none.
 
     Notes
     -----
@@ -72,6 +75,7 @@ class Engine:
         embedding_bytes: int,
         cache_dir: str | os.PathLike[str] | None = None,
         max_waiting: int = 1024,
+        prompt_lookup: int = 0,
     ) -> None:
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         disk = DiskCache(cache_dir) if cache_dir is not None else None
@@ -81,6 +85,9 @@ class Engine:
             n_running=n_running,
             prefix_cells=prefix_cells,
             embedding_bytes=embedding_bytes,
+            lookup=partial(Lookup, limit=prompt_lookup, is_end=context.model.is_eog)
+            if prompt_lookup
+            else None,
         )
         self.model = context.model
         self.adapters = [(adapter.fingerprint, adapter.scale) for adapter in adapters_of(context)]

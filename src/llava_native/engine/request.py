@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llava_native._context import Context
     from llava_native._embedding import ImageEmbedding
     from llava_native._sampler import Sampler
+    from llava_native.engine.lookup import Lookup
     from llava_native.engine.sequences import Content, Sequence
     from llava_native.images import Pixels
 
@@ -135,6 +136,7 @@ class Request:
         self.ended = False
         self.paused = False
         self.held = False  # until another one has evaluated what both begin with
+        self.lookup: Lookup | None = None
         self.content: Content = []
         self.sequence: Sequence | None = None
         self.n_done = 0  # tokens of the content that the sequence holds
@@ -186,8 +188,26 @@ class Request:
         for image in self.images:
             image.request = image.piece = image.pixels = image.rows = None
 
-    def choose(self, context: Context, row: int | None) -> Choice:
-        """Choose the token after a row of the last evaluation."""
+    def choose(
+        self, context: Context, rows: SequenceOf[int | None], guess: SequenceOf[int] = ()
+    ) -> list[Choice | Exception]:
+        """Choose the token after each row of the last evaluation, as far as the guess was right.
+
+        The first row is that of a token of the answer, the others are those of the guess. An exception is
+        the last.
+        """
+        chosen: list[Choice | Exception] = []
+        for row, guessed in zip(rows, [*guess, None], strict=True):
+            try:
+                choice = self._choose(context, row)
+            except Exception as exc:
+                return [*chosen, exc]
+            chosen.append(choice)
+            if choice.token != guessed:
+                break
+        return chosen
+
+    def _choose(self, context: Context, row: int | None) -> Choice:
         token = self.sampler.sample(context, row)
         if self.logprobs is None:
             return Choice(token)
@@ -258,7 +278,7 @@ class Request:
         self._offset = n
 
     def advance(self, n: int) -> None:
-        """Note that the next `n` tokens, all of one segment, were evaluated."""
+        """Note that the next `n` tokens, all of one segment or yet to be added to it, were evaluated."""
         self.n_done += n
         self._offset += n
         if self._offset == len(self.content[self._at]) and self._at + 1 < len(self.content):
@@ -273,6 +293,19 @@ class Request:
         end = min(self._offset + limit, len(segment))
         last = end == len(segment) and self._at + 1 == len(self.content)
         return segment[self._offset : end], last
+
+    def next_answer(self, room: int) -> tuple[list[int], int]:
+        """Return the answer's last token with a guess of at most `room` more, and how many all are.
+
+        None where an image is next: it ends the prompt.
+        """
+        tokens, last = self.next_tokens(1)
+        if not last or self.lookup is None:
+            return tokens, int(last)
+        if self.max_tokens is not None:
+            room = min(room, self.max_tokens - self.n_tokens - 1)
+        tokens = tokens + self.lookup.guess(room)
+        return tokens, len(tokens)
 
     @property
     def at_image(self) -> bool:
@@ -290,8 +323,10 @@ class Request:
         return self._at + 1 == len(self.content)
 
     def append(self, token: int) -> None:
-        """Add a token of the answer, which is to be evaluated."""
+        """Add a token of the answer."""
         self.n_tokens += 1
+        if self.lookup is not None:
+            self.lookup.extend([token])
         last = self.content[-1]
         if isinstance(last, list):
             last.append(token)

@@ -6,11 +6,14 @@ import bisect
 import dataclasses
 import time
 from collections.abc import Callable
+from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from llava_native._cancel import CancelToken
 from llava_native.engine.desk import ImageDesk
 from llava_native.engine.embedding_cache import EmbeddingCache
+from llava_native.engine.pace import Pace
 from llava_native.engine.prefix_cache import PrefixCache
 from llava_native.engine.request import Choice, Event, Image, Request
 from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
@@ -20,18 +23,17 @@ from llava_native.errors import CancelledError, ClosedError, ContextFullError
 if TYPE_CHECKING:
     from llava_native._context import Context
     from llava_native.engine.encoding import Encoding
+    from llava_native.engine.lookup import Lookup
     from llava_native.engine.sequences import Content, Sequence
 
 __all__ = ["Scheduler"]
 
-_SLICE_S = 0.2  # how long a slice of a prompt may hold up those who are being answered
-_MIN_SLICE = 16  # tokens
-_FIRST_SLICE = 64  # tokens, before anything was measured
 _MIN_SHARED = 16  # tokens worth waiting for, where another request is evaluating them
 _RESERVE = 32  # cells that a request must find for its answer before it begins beside others
 _LOOK_AHEAD = 2  # requests, beyond those that could run, whose images are prepared
+_number = attrgetter("number")
 
-_Entry: TypeAlias = "tuple[Request, list[int], bool]"
+_Entry: TypeAlias = "tuple[Request, list[int], int]"  # after how many of the tokens, the last, one is chosen
 
 
 class Scheduler:
@@ -49,6 +51,8 @@ class Scheduler:
         Cells that the prefix cache may hold.
     embedding_bytes : int
         Bytes that the embedding cache may hold.
+    lookup : callable, optional
+        Makes the ``Lookup`` of a content, where next tokens are to be guessed.
     clock : callable, optional
         Returns seconds.
 
@@ -68,17 +72,19 @@ class Scheduler:
         n_running: int,
         prefix_cells: int,
         embedding_bytes: int,
+        lookup: Callable[[Content], Lookup] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._context = context
         self._clock = clock
         self._n_running = n_running
+        self._lookup = lookup
         self._memory = Memory(context)
         self.prefixes = PrefixCache(self._memory, prefix_cells)
         self._embeddings = EmbeddingCache(embedding_bytes)
         self._stats = Stats()
         self._desk = ImageDesk(encoding, self._embeddings, self._stats, self._image_done)
-        self._slice = min(_FIRST_SLICE, context.n_ubatch)
+        self._pace = Pace(context.n_ubatch)
         self._n_threads = context.n_threads
         self._n_batch, self._n_ubatch, self._n_ctx = context.n_batch, context.n_ubatch, context.n_ctx_seq
         self._is_sharing = False  # threads, with an encode
@@ -250,6 +256,7 @@ class Scheduler:
         request.queue_s += now - request.since
         request.since = now
         if request.n_cached is None:
+            request.lookup = self._lookup and self._lookup(request.content)
             request.n_cached = n
             self._stats.prompt_tokens += request.n_prompt
             self._stats.cached_tokens += n
@@ -281,7 +288,7 @@ class Scheduler:
     def _is_prefilling(self) -> bool:
         """Whether a prompt will keep all cores busy for a while; an encode beside it would not be faster."""
         left = sum(r.n_content - r.n_done for r in self.running if r.in_prompt)
-        return left > 2 * self._slice
+        return left > 2 * self._pace.slice
 
     def _share_threads(self) -> None:
         """Leave half of the threads to an image that is being encoded: two full teams stall each other."""
@@ -289,25 +296,25 @@ class Scheduler:
         self._context.set_n_threads(max(1, self._n_threads // 2) if self._is_sharing else self._n_threads)
 
     def _entries(self) -> list[_Entry]:
-        """Return the tokens of the next batch: one each for the answers, then slices of prompts."""
-        entries = []
+        """Return the tokens of the next batch: those of answers, then slices of prompts."""
+        entries: list[_Entry] = []
         prompts = []
+        spare = min(self._memory.free, self._n_ubatch) - len(self.running)  # for guesses
         for request in self.running:
             if request.in_prompt:
                 prompts.append(request)
             elif not request.paused:
-                tokens, last = request.next_tokens(1)
-                if tokens:  # else an image ends the prompt
-                    entries.append((request, tokens, last))
-        left = self._slice if len(entries) + len(prompts) > 1 else self._n_ubatch
-        left = min(left, self._n_batch - len(entries))
+                tokens, n = request.next_answer(min(spare, self._n_ctx - 2 - request.n_done))
+                spare -= len(tokens) - 1
+                entries.append((request, tokens, n))
+        left = self._pace.slice if len(entries) + len(prompts) > 1 else self._n_ubatch
+        left = min(left, self._n_batch - _n_tokens(entries))
         for request in prompts:
             if left > 0:
                 tokens, last = request.next_tokens(left)
                 left -= len(tokens)
-                if tokens:
-                    entries.append((request, tokens, last))
-        return entries
+                entries.append((request, tokens, int(last)))
+        return [entry for entry in entries if entry[1]]  # else an image is next
 
     def _step_text(self) -> bool:
         entries = self._entries()
@@ -324,7 +331,7 @@ class Scheduler:
         """Evaluate a batch; where it fails, each of its requests alone, so that only the culprit ends."""
         began = self._clock()
         cancel = entries[0][0].stop if len(entries) == 1 else self.halt
-        batch = [(_sequence(request).id, tokens, last) for request, tokens, last in entries]
+        batch = [(_sequence(request).id, tokens, n) for request, tokens, n in entries]
         try:
             rows = self._context.eval_batch(batch, cancel=cancel)
         except Exception as exc:
@@ -334,16 +341,28 @@ class Scheduler:
         self._note_step(_n_tokens(entries), now - began)
         wanted = iter(rows)
         chosen = []
-        for request, tokens, last in entries:
+        for request, tokens, n in entries:
             if request.n_done < request.n_prompt:
                 request.prefill_text_s += now - began
                 request.since = now
-            self._memory.grow(_sequence(request), len(tokens))
-            request.advance(len(tokens))
-            if last:
-                chosen.append((request, self._sample(request, next(wanted))))
-        for request, choice in chosen:  # after all were chosen: the end of one may take the logits away
-            self._emit(request, choice)
+            guess = tokens[len(tokens) - n + 1 :] if n else []
+            choices = request.choose(self._context, list(islice(wanted, n)), guess) if n else []
+            n_wrong = n - len(choices)
+            self._keep(request, len(tokens) - n_wrong)
+            if guess and request.lookup is not None:
+                request.lookup.learn(len(guess), len(choices) - 1)
+                self._stats.guessed_tokens += len(guess)
+                self._stats.right_tokens += len(choices) - 1
+            chosen.append((request, choices, n_wrong))
+        for request, choices, n_wrong in chosen:  # after all were chosen: this takes the logits away
+            if n_wrong:
+                self._context.truncate_sequence(_sequence(request).id, request.n_done)
+            self._emit(request, choices)
+
+    def _keep(self, request: Request, n: int) -> None:
+        """Note that the next `n` tokens were evaluated, and stay."""
+        self._memory.grow(_sequence(request), n)
+        request.advance(n)
 
     def _eval_failed(self, entries: list[_Entry], error: Exception) -> None:
         if isinstance(error, ContextFullError) and self.prefixes.evict():
@@ -356,11 +375,8 @@ class Scheduler:
         self._end(entries[0][0], Event(reason="cancelled") if cancelled else Event(error=error))
 
     def _note_step(self, n: int, seconds: float) -> None:
-        """Learn how many tokens a slice may have."""
         self._stats.steps += 1
-        if n >= _MIN_SLICE and seconds > 0:
-            fitting = int(n / seconds * _SLICE_S) // _MIN_SLICE * _MIN_SLICE
-            self._slice = max(min(fitting, self._n_ubatch), min(_MIN_SLICE, self._n_ubatch))
+        self._pace.learn(n, seconds)
 
     def _step_image(self) -> bool:
         """Evaluate a slice of the first image that is next in its prompt."""
@@ -373,7 +389,7 @@ class Scheduler:
         assert image.rows is not None
         assert image.n_tokens is not None
         alone = all(other is request or other.paused for other in self.running)
-        stop = min(start + (self._n_ubatch if alone else self._slice), image.n_tokens)
+        stop = min(start + (self._n_ubatch if alone else self._pace.slice), image.n_tokens)
         while not self._has_room(stop - start) and len(self.running) > 1:
             last = self.running[-1]
             self._park(last)
@@ -387,33 +403,25 @@ class Scheduler:
         began = self._clock()
         last = stop == image.n_tokens and request.ends_with_image
         try:
-            self._context.eval(
-                image.rows,
-                seq=_sequence(request).id,
-                start=start,
-                stop=stop,
-                logits=last,
-                cancel=request.stop,
-            )
+            seq, cancel = _sequence(request).id, request.stop
+            self._context.eval(image.rows, seq=seq, start=start, stop=stop, logits=last, cancel=cancel)
         except Exception as exc:
-            self._eval_failed([(request, [], False)], exc)
+            self._eval_failed([(request, [], 0)], exc)
             return
         request.since = self._clock()
         self._note_step(stop - start, request.since - began)
         request.prefill_image_s += request.since - began
-        self._memory.grow(_sequence(request), stop - start)
-        request.advance(stop - start)
+        self._keep(request, stop - start)
         if last:
-            self._emit(request, self._sample(request, None))
+            self._emit(request, request.choose(self._context, [None]))
 
-    def _sample(self, request: Request, row: int | None) -> Choice | Exception:
-        try:
-            return request.choose(self._context, row)
-        except Exception as exc:
-            return exc
+    def _emit(self, request: Request, chosen: list[Choice | Exception]) -> None:
+        """Hand tokens to their caller, until the answer ends."""
+        for choice in chosen:
+            if not request.ended:
+                self._emit_one(request, choice)
 
-    def _emit(self, request: Request, chosen: Choice | Exception) -> None:
-        """Hand a token to its caller, and end the answer where that was the last one."""
+    def _emit_one(self, request: Request, chosen: Choice | Exception) -> None:
         event = self._event(request, chosen)
         now = self._clock()
         if request.n_tokens == 0:
@@ -466,7 +474,7 @@ class Scheduler:
     def _retire(self, request: Request) -> None:
         """Leave the sequence of a request to the prefix cache."""
         sequence, request.sequence = _sequence(request), None
-        n = request.n_done
+        n = min(request.n_done, request.n_content)  # else the answer ended before a guess did
         if not request.keep_images and request.images:
             first = next(i for i, s in enumerate(request.content) if isinstance(s, ImageSpan))
             n = min(n, sum(map(len, request.content[:first])))
@@ -476,10 +484,6 @@ class Scheduler:
         if n < request.n_done:
             self._memory.truncate(sequence, n)
         self.prefixes.keep(sequence, request.content)
-
-
-def _number(request: Request) -> int:
-    return request.number
 
 
 def _n_tokens(entries: list[_Entry]) -> int:

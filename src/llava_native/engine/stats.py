@@ -21,6 +21,8 @@ class Stats:
         Tokens of prompts that began, and those of them that the prefix cache had.
     completion_tokens : int
         Tokens that were generated.
+    guessed_tokens, right_tokens : int
+        Tokens that `prompt_lookup` guessed, and those of them that were right.
     steps : int
         Calls of llama_decode.
     images_encoded, images_from_memory, images_from_disk, images_joined : int
@@ -43,6 +45,8 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    guessed_tokens: int = 0
+    right_tokens: int = 0
     steps: int = 0
     images_encoded: int = 0
     images_from_memory: int = 0

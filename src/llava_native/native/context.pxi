@@ -13,15 +13,15 @@ cdef int _cache_type(str name, object value) except -1:
 
 
 cdef llama.llama_context_params native_context_params(
-    uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_seq_max, int32_t n_threads,
-    object flash_attn, str type_k, str type_v) except *:
+    uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_seq_max, uint32_t n_outputs,
+    int32_t n_threads, object flash_attn, str type_k, str type_v) except *:
     """llama_context_default_params (llama.h), with these; the caller has checked the numbers."""
     cdef llama.llama_context_params params = llama.llama_context_default_params()
     params.n_ctx = n_ctx
     params.n_batch = n_batch
     params.n_ubatch = min(n_ubatch, n_batch)
     params.n_seq_max = n_seq_max
-    params.n_outputs_max = n_seq_max  # never more rows of logits than sequences: saves their memory
+    params.n_outputs_max = n_outputs  # not n_batch: saves their memory
     params.n_threads = params.n_threads_batch = n_threads
     params.kv_unified = True          # one pool of cells: sequences can share a prefix
     params.no_perf = True

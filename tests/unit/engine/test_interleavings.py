@@ -21,6 +21,7 @@ SHAPE = st.fixed_dictionaries({
     "n_batch": st.sampled_from([8, 32]),
     "n_ubatch": st.sampled_from([3, 8]),
     "n_seq_max": st.integers(3, 6),
+    "n_guessed": st.sampled_from([0, 1, 5]),
 })  # fmt: skip
 
 

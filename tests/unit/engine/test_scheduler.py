@@ -75,7 +75,7 @@ def test_a_long_prompt_is_cut_while_others_are_answered():
 
 
 def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
-    desk.scheduler._slice = 4
+    desk.scheduler._pace.slice = 4
     first = desk.ask(A, max_tokens=30)
     desk.scheduler.step()
     image = FakeImage("cat", 10)
@@ -93,7 +93,7 @@ def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
 
 
 def test_an_image_alone_is_not_cut(desk):
-    desk.scheduler._slice = 4
+    desk.scheduler._pace.slice = 4
     desk.ask([7], FakeImage("cat", 10), [8])
     desk.finish()
     assert (0, "cat", 0, 10) in desk.context.calls
@@ -125,7 +125,7 @@ def test_threads_are_shared_with_an_encode(desk):
 
 def test_an_encode_waits_while_a_long_prompt_is_evaluated():
     desk = Desk(n_ctx=512, prefix_cells=0)
-    desk.scheduler._slice = 8
+    desk.scheduler._pace.slice = 8
     first, second = desk.ask([7], FakeImage("cat", 60), [8]), desk.ask([7], FakeImage("dog", 6), [8])
     desk.scheduler.step()
     while desk.encoding.run():
@@ -418,3 +418,28 @@ def test_closing_ends_all():
     assert all(r.ended for r in requests)
     assert all(desk.answer(r)[1] is None and desk.got[r][-1].error for r in requests)
     assert desk.encoding.closed
+
+
+def test_right_guesses_save_steps_and_wrong_ones_change_nothing():
+    steps, answers = [], []
+    for n_guessed in (0, 4):
+        desk = Desk(n_ctx=256, n_guessed=n_guessed)
+        request = desk.ask([1, 1], max_tokens=20)
+        desk.finish()
+        desk.check()
+        answers.append(desk.answer(request))
+        steps.append(len(desk.context.calls))
+        stats = desk.scheduler.stats()
+        desk.close()
+    assert answers[0] == answers[1] == answer_to([[1, 1]], 20)
+    assert len(answers[0][0]) == 20
+    assert steps[1] <= steps[0] // 2
+    assert 0 < stats.right_tokens < stats.guessed_tokens
+
+
+def test_a_guess_never_takes_the_last_cells():
+    desk = Desk(n_ctx=16, n_guessed=9, prefix_cells=0)
+    request = desk.ask([1, 1], max_tokens=None)
+    desk.finish()
+    assert desk.answer(request) == answer_to([[1, 1]], 99, 16)
+    desk.close()
