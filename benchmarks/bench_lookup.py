@@ -2,7 +2,7 @@
 
     python benchmarks/bench_lookup.py
 
-First, how long it takes to evaluate 1, 2, 4 … tokens at once with 600 in the context: a guess of n - 1 tokens pays
+First, how long it takes to evaluate 1, 2, 4 … tokens at once with 600 in the context: a guess of n - 1 pays
 where more of them are right, on the average, than (time of n) / (time of 1) - 1. Then an answer that must
 repeat a text, with and without.
 """

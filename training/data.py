@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from .data_scene import (
     SHAPES,
     SIZES,
     Scene,
+    Thing,
     degrade,
     draw_scene,
     preprocess,
     sample_scene,
     square,
 )
+from .data_talk import left_to_right
 from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE
 
 SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>", "<pad>", "<|endoftext|>")
@@ -81,7 +84,7 @@ def patch_truth(scene: Scene, ids: Image.Image) -> np.ndarray:
     offset = ((1 - scene.width) / 2, (1 - scene.height) / 2)
     best = np.full(side * side, 0.1 * PATCH_SIZE**2)
     middle = (np.arange(side) + 0.5) / side
-    order = data_talk.left_to_right(scene.things)
+    order = left_to_right(scene.things)
     for i, thing in enumerate(scene.things):
         count = (blocks == 1 + i).sum(1)
         here = count > best
@@ -140,14 +143,17 @@ class Packer:
             ids += [self.id["<image>"]] * N_IMAGE_TOKENS + (self.newline if newline else [])
         return ids
 
-    def turns(self, turns) -> tuple[list[int], list[float]]:
-        """Write turns after the prefix, and weigh each token: 0 where the model need not say it itself.
+    def turns(self, turns) -> tuple[list[int], list[float], list[tuple[int, Thing]]]:
+        """Write turns after the prefix, weigh each token, and tell what the questions are about.
 
-        A long answer weighs more than a short one, but less than its length: most questions are answered
-        in a word or two, and a description in forty.
+        A token's weight is 0 where the model need not say it itself. A long answer weighs more than a short
+        one, but less than its length: most questions are answered in a word or two, and a description in
+        forty. The third list has, for each question about one thing, the token after which the answer
+        begins, and the thing.
         """
         ids: list[int] = []
         weights: list[float] = []
+        about: list[tuple[int, Thing]] = []
         for i, turn in enumerate(turns):
             start = [*self.newline, self.id["<|user|>"], *self.newline] if i else []
             ask = (
@@ -158,16 +164,20 @@ class Packer:
             ask += self.newline
             say = [*self.text(turn.answer), self.id["<|end|>"]]
             ids += ask + say
+            if turn.thing is not None:
+                about.append((len(ids) - len(say) - 1, turn.thing))
             weights += [0.0] * len(ask) + [len(say) ** -0.5] * len(say)
-        return ids, weights
+        return ids, weights, about
 
-    def pack(self, prefix: list[int], segments, length: int = LENGTH) -> dict[str, np.ndarray]:
-        """Fill one row: ids, segment (0 the prefix, -1 padding), position, label (-100: none), weight."""
+    def pack(self, prefix: list[int], segments, length: int = LENGTH) -> dict[str, Any]:
+        """Fill one row: ids, segment (0 prefix, -1 padding), position, label (-100: none), weight, about."""
+        about: list[tuple[int, Thing]] = []
         ids, segment, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
         label, weight = [-100] * len(prefix), [0.0] * len(prefix)
-        for number, (tokens, weights) in enumerate(segments, 1):
+        for number, (tokens, weights, things) in enumerate(segments, 1):
             if len(ids) + len(tokens) > length:
                 continue
+            about += [(len(ids) + at, thing) for at, thing in things]
             ids += tokens
             segment += [number] * len(tokens)
             position += range(len(prefix), len(prefix) + len(tokens))
@@ -181,7 +191,8 @@ class Packer:
             "label": label + [-100] * pad,
         }
         return {k: np.array(v, np.int64) for k, v in row.items()} | {
-            "weight": np.array(weight + [0.0] * pad, np.float32)
+            "weight": np.array(weight + [0.0] * pad, np.float32),
+            "about": about,
         }
 
 
@@ -204,21 +215,42 @@ def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[di
         room -= len(segment[0])
         segments.append(segment)
         kinds.append(turns[0].kind if len(turns) == 1 else "conversation")
-    return packer.pack(prefix, segments), [picture_of(s, rng) for s in scenes], kinds
+    row = packer.pack(prefix, segments)
+    order = left_to_right(scenes[0].things)
+    row["about"] = [] if pair else [(at, 1 + order.index(thing)) for at, thing in row["about"]]
+    return row, [picture_of(s, rng) for s in scenes], kinds
 
 
 def stack_rows(packer: Packer, made: list) -> dict[str, torch.Tensor]:
     """Put rows together: what `model.Trainee` takes."""
-    batch = {k: torch.from_numpy(np.stack([row[0][k] for row in made])) for k in made[0][0]}
+    names = ("ids", "segment", "position", "label", "weight")
+    batch = {k: torch.from_numpy(np.stack([row[0][k] for row in made])) for k in names}
     pictures = [picture for row in made for picture in row[1]]
     batch["pixels"] = torch.from_numpy(np.stack([p for p, _ in pictures]))
     batch["patches"] = torch.from_numpy(np.stack([t for _, t in pictures]))
     batch["image_at"] = (batch["ids"].flatten() == packer.id["<image>"]).nonzero()[:, 0]
     batch["where"] = (batch["label"].flatten() >= 0).nonzero()[:, 0]
     batch["words"] = packer.words
+    batch["point"], batch["target"] = pointing(packer, made)
     for name in ("label", "weight"):
         batch[name] = batch[name].flatten()[batch["where"]]
     return batch
+
+
+def pointing(packer: Packer, made: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tell from which tokens of a batch one should look where: flat numbers, and flags ``(n, length)``."""
+    points, targets = [], []
+    for number, (row, pictures, _) in enumerate(made):
+        image = row["ids"] == packer.id["<image>"]
+        for at, order in row["about"]:
+            target = np.zeros(len(image), bool)
+            target[image] = pictures[0][1][:, 4] == order
+            if target.any():  # not hidden by others
+                points.append(number * len(image) + at)
+                targets.append(target)
+    return torch.tensor(points, dtype=torch.long), torch.from_numpy(
+        np.array(targets, bool).reshape(-1, LENGTH)
+    )
 
 
 class Batches(torch.utils.data.IterableDataset):

@@ -27,6 +27,7 @@ OFFSETS = (  # of the patches that a layer's four heads look at first
 )
 SHARPNESS = 0.5
 WORD_SCALE = 2.0
+POINTING_LAYER = 2  # whose first head looks at the thing that a question is about
 CHUNK = 64  # queries of a causal attention that are taken together
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -122,9 +123,11 @@ class CausalAttention(torch.autograd.Function):
         return d_query, d_key, d_value, None
 
 
-def lean_attention(_module, query, key, value, mask, scaling, **_unused):
+def lean_attention(module, query, key, value, mask, scaling, **_unused):
     """Attend with few passes over the scores: on a CPU, faster to train than SDPA."""
     query = query * scaling
+    if hasattr(module, "seen"):
+        module.seen = query[:, 0], key[:, 0], mask[:, 0]
     if mask is None:
         out = (query @ key.transpose(-1, -2)).softmax(-1) @ value
     else:
@@ -257,6 +260,26 @@ def word_loss(features: torch.Tensor, table: torch.Tensor, words: list, target: 
     return total
 
 
+def pointing_loss(query, key, bias, point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Let one head look, before an answer begins, at the patches of the thing that the question is about.
+
+    Parameters
+    ----------
+    query, key : Tensor
+        Of the head, ``(rows, length, head)``, the query scaled.
+    bias : Tensor
+        ``(rows, length, length)``.
+    point : Tensor
+        Tokens of the flattened rows.
+    target : Tensor
+        For each of them, flags ``(n, length)``: where to look.
+    """
+    row, at = point // key.shape[1], point % key.shape[1]
+    scores = torch.einsum("nd,nld->nl", query[row, at], key[row]) + bias[row, at]
+    found = scores.log_softmax(-1).masked_fill(~target, -torch.inf).logsumexp(-1)
+    return -found.sum() / max(1, len(point))
+
+
 class Trainee(nn.Module):
     """A LLaVA with patch heads and a forward pass for packed sequences.
 
@@ -270,6 +293,11 @@ class Trainee(nn.Module):
         self.llava = LlavaForConditionalGeneration(config)
         self.llava.set_attn_implementation("eager")  # generation, evaluation; training: see `train_lean`
         self.heads = PatchHeads(config.text_config.hidden_size)
+        self.pointer().seen = None  # what its first head compares: see `pointing_loss`
+
+    def pointer(self) -> nn.Module:
+        """Return the attention that learns to point."""
+        return self.llava.model.language_model.layers[POINTING_LAYER].self_attn
 
     def train_lean(self) -> None:
         """Use the fast attention, which knows only the masks of `logits`."""
@@ -307,7 +335,7 @@ class Trainee(nn.Module):
         Returns
         -------
         answer, patches : Tensor
-            Cross-entropy of the answers' tokens (0 if `text` is false), and the patch heads' loss.
+            Cross-entropy of the answers' tokens (0 if `text` is false); what else is to be learnt.
         """
         features = self.features(batch["pixels"])
         patches = self.heads.loss(features, batch["patches"])
@@ -316,7 +344,8 @@ class Trainee(nn.Module):
         if not text:
             return torch.zeros(()), patches
         losses = functional.cross_entropy(self.logits(features, batch), batch["label"], reduction="none")
-        return (losses @ batch["weight"]) / batch["weight"].sum(), patches
+        answer = (losses @ batch["weight"]) / batch["weight"].sum()
+        return answer, patches + pointing_loss(*self.pointer().seen, batch["point"], batch["target"])
 
 
 def split_parameters(model: nn.Module) -> tuple[list, list]:
