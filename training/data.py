@@ -130,7 +130,8 @@ class Packer:
         self.id = special_ids(tokenizer)
         self.newline = tokenizer.encode("\n").ids
         named = [[" " + word for word in group] for group in (SHAPES, COLOURS, SIZES)]
-        self.words = [torch.tensor([self.text(word)[0] for word in group]) for group in [*named, CHARS]]
+        self.word = {word: self.text(word)[0] for group in [*named, CHARS] for word in group}
+        self.words = [torch.tensor([self.word[word] for word in group]) for group in [*named, CHARS]]
 
     def text(self, text: str) -> list[int]:
         """Tokenize plain text."""
@@ -143,17 +144,17 @@ class Packer:
             ids += [self.id["<image>"]] * N_IMAGE_TOKENS + (self.newline if newline else [])
         return ids
 
-    def turns(self, turns) -> tuple[list[int], list[float], list[tuple[int, Thing]]]:
+    def turns(self, turns) -> tuple[list[int], list[float], list[tuple[int, int, Thing]]]:
         """Write turns after the prefix, weigh each token, and tell what the questions are about.
 
         A token's weight is 0 where the model need not say it itself. A long answer weighs more than a short
         one, but less than its length: most questions are answered in a word or two, and a description in
-        forty. The third list has, for each question about one thing, the token after which the answer
-        begins, and the thing.
+        forty. The third list has, for each question about one thing, (0, a token that names it, the thing)
+        and (1, the token after which the answer begins, the thing).
         """
         ids: list[int] = []
         weights: list[float] = []
-        about: list[tuple[int, Thing]] = []
+        about: list[tuple[int, int, Thing]] = []
         for i, turn in enumerate(turns):
             start = [*self.newline, self.id["<|user|>"], *self.newline] if i else []
             ask = (
@@ -163,21 +164,27 @@ class Packer:
             )
             ask += self.newline
             say = [*self.text(turn.answer), self.id["<|end|>"]]
-            ids += ask + say
             if turn.thing is not None:
-                about.append((len(ids) - len(say) - 1, turn.thing))
+                about += [(0, len(ids) + at, turn.thing) for at in self.naming(ask, turn.thing)]
+                about.append((1, len(ids) + len(ask) - 1, turn.thing))
+            ids += ask + say
             weights += [0.0] * len(ask) + [len(say) ** -0.5] * len(say)
         return ids, weights, about
 
+    def naming(self, ask: list[int], thing: Thing) -> list[int]:
+        """Find the tokens of a question that say a thing's shape, or else its colour."""
+        shape, colour = self.word[" " + thing.shape], self.word[" " + thing.colour]
+        return [i for i, t in enumerate(ask) if t == shape] or [i for i, t in enumerate(ask) if t == colour]
+
     def pack(self, prefix: list[int], segments, length: int = LENGTH) -> dict[str, Any]:
         """Fill one row: ids, segment (0 prefix, -1 padding), position, label (-100: none), weight, about."""
-        about: list[tuple[int, Thing]] = []
+        about: list[tuple[int, int, Thing]] = []
         ids, segment, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
         label, weight = [-100] * len(prefix), [0.0] * len(prefix)
         for number, (tokens, weights, things) in enumerate(segments, 1):
             if len(ids) + len(tokens) > length:
                 continue
-            about += [(len(ids) + at, thing) for at, thing in things]
+            about += [(hop, len(ids) + at, thing) for hop, at, thing in things]
             ids += tokens
             segment += [number] * len(tokens)
             position += range(len(prefix), len(prefix) + len(tokens))
@@ -217,7 +224,9 @@ def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[di
         kinds.append(turns[0].kind if len(turns) == 1 else "conversation")
     row = packer.pack(prefix, segments)
     order = left_to_right(scenes[0].things)
-    row["about"] = [] if pair else [(at, 1 + order.index(thing)) for at, thing in row["about"]]
+    row["about"] = [] if pair else [
+        (hop, at, 1 + order.index(thing)) for hop, at, thing in row["about"]
+    ]
     return row, [picture_of(s, rng) for s in scenes], kinds
 
 
@@ -231,18 +240,18 @@ def stack_rows(packer: Packer, made: list) -> dict[str, torch.Tensor]:
     batch["image_at"] = (batch["ids"].flatten() == packer.id["<image>"]).nonzero()[:, 0]
     batch["where"] = (batch["label"].flatten() >= 0).nonzero()[:, 0]
     batch["words"] = packer.words
-    batch["point"], batch["target"] = pointing(packer, made)
+    batch["pointing"] = [pointing(packer, made, hop) for hop in (0, 1)]
     for name in ("label", "weight"):
         batch[name] = batch[name].flatten()[batch["where"]]
     return batch
 
 
-def pointing(packer: Packer, made: list) -> tuple[torch.Tensor, torch.Tensor]:
+def pointing(packer: Packer, made: list, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tell from which tokens of a batch one should look where: flat numbers, and flags ``(n, length)``."""
     points, targets = [], []
     for number, (row, pictures, _) in enumerate(made):
         image = row["ids"] == packer.id["<image>"]
-        for at, order in row["about"]:
+        for at, order in [(at, order) for which, at, order in row["about"] if which == hop]:
             target = np.zeros(len(image), bool)
             target[image] = pictures[0][1][:, 4] == order
             if target.any():  # not hidden by others

@@ -27,7 +27,7 @@ OFFSETS = (  # of the patches that a layer's four heads look at first
 )
 SHARPNESS = 0.5
 WORD_SCALE = 2.0
-POINTING_LAYER = 2  # whose first head looks at the thing that a question is about
+POINTING_LAYERS = (1, 2)  # whose first head looks at the thing that a question is about
 CHUNK = 64  # queries of a causal attention that are taken together
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -261,7 +261,9 @@ def word_loss(features: torch.Tensor, table: torch.Tensor, words: list, target: 
 
 
 def pointing_loss(query, key, bias, point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Let one head look, before an answer begins, at the patches of the thing that the question is about.
+    """Let one head look at the patches of the thing that a question is about.
+
+    First from the word that names it, then from the token before the answer.
 
     Parameters
     ----------
@@ -293,11 +295,13 @@ class Trainee(nn.Module):
         self.llava = LlavaForConditionalGeneration(config)
         self.llava.set_attn_implementation("eager")  # generation, evaluation; training: see `train_lean`
         self.heads = PatchHeads(config.text_config.hidden_size)
-        self.pointer().seen = None  # what its first head compares: see `pointing_loss`
+        for pointer in self.pointers():
+            pointer.seen = None  # what its first head compares: see `pointing_loss`
 
-    def pointer(self) -> nn.Module:
-        """Return the attention that learns to point."""
-        return self.llava.model.language_model.layers[POINTING_LAYER].self_attn
+    def pointers(self) -> list[nn.Module]:
+        """Return the attentions that learn to point."""
+        layers = self.llava.model.language_model.layers
+        return [layers[number].self_attn for number in POINTING_LAYERS]
 
     def train_lean(self) -> None:
         """Use the fast attention, which knows only the masks of `logits`."""
@@ -345,7 +349,9 @@ class Trainee(nn.Module):
             return torch.zeros(()), patches
         losses = functional.cross_entropy(self.logits(features, batch), batch["label"], reduction="none")
         answer = (losses @ batch["weight"]) / batch["weight"].sum()
-        return answer, patches + pointing_loss(*self.pointer().seen, batch["point"], batch["target"])
+        for pointer, lesson in zip(self.pointers(), batch["pointing"], strict=True):
+            patches = patches + pointing_loss(*pointer.seen, *lesson)
+        return answer, patches
 
 
 def split_parameters(model: nn.Module) -> tuple[list, list]:

@@ -146,7 +146,7 @@ cdef class Context:
         return 0
 
     cdef int c_check_sequence(self, long long seq) except -1:
-        check_range("the sequence (see n_seq_max)", seq, 0, self._n_past.size() - 1)
+        check_range("the sequence (see n_seq_max)", seq, 0, <long long>self._n_past.size() - 1)
         return 0
 
     cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1:
