@@ -18,7 +18,6 @@ from .data_scene import (
     SHAPES,
     SIZES,
     Scene,
-    Thing,
     degrade,
     draw_scene,
     preprocess,
@@ -130,8 +129,18 @@ class Packer:
         self.id = special_ids(tokenizer)
         self.newline = tokenizer.encode("\n").ids
         named = [[" " + word for word in group] for group in (SHAPES, COLOURS, SIZES)]
-        self.word = {word: self.text(word)[0] for group in [*named, CHARS] for word in group}
-        self.words = [torch.tensor([self.word[word] for word in group]) for group in [*named, CHARS]]
+        self.words = [torch.tensor([self.text(word)[0] for word in group]) for group in [*named, CHARS]]
+        forms = [
+            [[word, data_talk.plural(word)] for word in SHAPES],
+            [[w] for w in COLOURS],
+            [[w] for w in SIZES],
+        ]
+        self.says = {  # token -> column of a patch's truth, value there
+            self.text(" " + form)[0]: (column, 1 + i)
+            for column, group in enumerate(forms)
+            for i, words in enumerate(group)
+            for form in words
+        }
 
     def text(self, text: str) -> list[int]:
         """Tokenize plain text."""
@@ -144,17 +153,17 @@ class Packer:
             ids += [self.id["<image>"]] * N_IMAGE_TOKENS + (self.newline if newline else [])
         return ids
 
-    def turns(self, turns) -> tuple[list[int], list[float], list[tuple[int, int, Thing]]]:
+    def turns(self, turns) -> tuple[list[int], list[float], list[tuple[int, int, Any]]]:
         """Write turns after the prefix, weigh each token, and tell what the questions are about.
 
         A token's weight is 0 where the model need not say it itself. A long answer weighs more than a short
         one, but less than its length: most questions are answered in a word or two, and a description in
-        forty. The third list has, for each question about one thing, (0, a token that names it, the thing)
-        and (1, the token after which the answer begins, the thing).
+        forty. The third list has (0, a token that names things, what is true of them: see `naming`) and,
+        for each question about one thing, (1, the token after which the answer begins, the thing).
         """
         ids: list[int] = []
         weights: list[float] = []
-        about: list[tuple[int, int, Thing]] = []
+        about: list[tuple[int, int, Any]] = []
         for i, turn in enumerate(turns):
             start = [*self.newline, self.id["<|user|>"], *self.newline] if i else []
             ask = (
@@ -164,21 +173,33 @@ class Packer:
             )
             ask += self.newline
             say = [*self.text(turn.answer), self.id["<|end|>"]]
+            about += [(0, len(ids) + at, truth) for at, truth in self.naming(ask)]
             if turn.thing is not None:
-                about += [(0, len(ids) + at, turn.thing) for at in self.naming(ask, turn.thing)]
                 about.append((1, len(ids) + len(ask) - 1, turn.thing))
             ids += ask + say
             weights += [0.0] * len(ask) + [len(say) ** -0.5] * len(say)
         return ids, weights, about
 
-    def naming(self, ask: list[int], thing: Thing) -> list[int]:
-        """Find the tokens of a question that say a thing's shape, or else its colour."""
-        shape, colour = self.word[" " + thing.shape], self.word[" " + thing.colour]
-        return [i for i, t in enumerate(ask) if t == shape] or [i for i, t in enumerate(ask) if t == colour]
+    def naming(self, ask: list[int]) -> list[tuple[int, dict[int, int]]]:
+        """Find where a question has named things ("large red star"), and what is true of them.
+
+        Returns
+        -------
+        list of (int, dict)
+            Place of the name's last word in `ask`; column of `patch_truth` → value. A size names nothing.
+        """
+        found: list[tuple[int, dict[int, int]]] = []
+        for i, token in enumerate(ask):
+            if token in self.says:
+                column, value = self.says[token]
+                goes_on = bool(found) and found[-1][0] == i - 1 and column not in found[-1][1]
+                before = found.pop()[1] if goes_on else {}
+                found.append((i, before | {column: value}))
+        return [(i, truth) for i, truth in found if set(truth) != {2}]
 
     def pack(self, prefix: list[int], segments, length: int = LENGTH) -> dict[str, Any]:
         """Fill one row: ids, segment (0 prefix, -1 padding), position, label (-100: none), weight, about."""
-        about: list[tuple[int, int, Thing]] = []
+        about: list[tuple[int, int, Any]] = []
         ids, segment, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
         label, weight = [-100] * len(prefix), [0.0] * len(prefix)
         for number, (tokens, weights, things) in enumerate(segments, 1):
@@ -224,8 +245,8 @@ def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[di
         kinds.append(turns[0].kind if len(turns) == 1 else "conversation")
     row = packer.pack(prefix, segments)
     order = left_to_right(scenes[0].things)
-    row["about"] = [] if pair else [
-        (hop, at, 1 + order.index(thing)) for hop, at, thing in row["about"]
+    row["about"] = [
+        (hop, at, what if hop == 0 else {4: 1 + order.index(what)}) for hop, at, what in row["about"]
     ]
     return row, [picture_of(s, rng) for s in scenes], kinds
 
@@ -251,10 +272,15 @@ def pointing(packer: Packer, made: list, hop: int) -> tuple[torch.Tensor, torch.
     points, targets = [], []
     for number, (row, pictures, _) in enumerate(made):
         image = row["ids"] == packer.id["<image>"]
-        for at, order in [(at, order) for which, at, order in row["about"] if which == hop]:
+        for at, truth in [(at, truth) for which, at, truth in row["about"] if which == hop]:
             target = np.zeros(len(image), bool)
-            target[image] = pictures[0][1][:, 4] == order
-            if target.any():  # not hidden by others
+            target[image] = np.concatenate(
+                [
+                    np.all([patches[:, column] == value for column, value in truth.items()], axis=0)
+                    for _, patches in pictures
+                ]
+            )
+            if target.any():  # there, and not hidden by others
                 points.append(number * len(image) + at)
                 targets.append(target)
     return torch.tensor(points, dtype=torch.long), torch.from_numpy(

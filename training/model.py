@@ -261,9 +261,9 @@ def word_loss(features: torch.Tensor, table: torch.Tensor, words: list, target: 
 
 
 def pointing_loss(query, key, bias, point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Let one head look at the patches of the thing that a question is about.
+    """Let one head look at the patches of the things that a question is about.
 
-    First from the word that names it, then from the token before the answer.
+    First from the words that name them, then, where there is one, from the token before the answer.
 
     Parameters
     ----------

@@ -31,6 +31,7 @@ cdef class Context:
     cdef int _known_adapters      # of the model, that its graph has room for
     cdef readonly size_t last_input_address
     cdef object __weakref__
+    cdef int c_check_mine(self) except -1
     cdef int c_enter(self) except -1
     cdef int c_check_sequence(self, long long seq) except -1
     cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1

@@ -10,8 +10,9 @@ from llava_native._batch cimport Batch
 from llava_native._cancel cimport CancelToken, watch_begin, watch_stop
 from llava_native._embedding cimport ImageEmbedding
 from llava_native._native cimport (
-    native_clear_memory, native_context_info, native_context_params, native_copy_sequence,
-    native_free_context, native_logits, native_new_context, native_remove_positions, native_set_threads,
+    native_check_sound, native_clear_memory, native_context_info, native_context_params,
+    native_copy_sequence, native_free_context, native_logits, native_new_context, native_remove_positions,
+    native_set_threads,
 )
 from llava_native._native import devices
 from llava_native.errors import (
@@ -136,7 +137,7 @@ cdef class Context:
             # not from __del__, which the stable ABI never calls
             PyErr_WarnEx(ResourceWarning, b"unclosed Context", 1)
 
-    cdef int c_enter(self) except -1:
+    cdef int c_check_mine(self) except -1:
         if self._ptr == NULL:
             raise ClosedError("this context was closed")
         if self._pid != getpid():
@@ -144,6 +145,10 @@ cdef class Context:
         if self._busy:
             raise BusyError("another thread is inside this Context; it serves one at a time")
         return 0
+
+    cdef int c_enter(self) except -1:
+        self.c_check_mine()
+        return native_check_sound(self._ptr)
 
     cdef int c_check_sequence(self, long long seq) except -1:
         check_range("the sequence (see n_seq_max)", seq, 0, <long long>self._n_past.size() - 1)
@@ -392,12 +397,7 @@ cdef class Context:
         self.c_forget_logits()
 
     def copy_sequence(self, long long src, long long dst, n=None):
-        """Make `dst` hold just the first `n` tokens of `src` (default all). Cells are shared, not copied.
-
-        Notes
-        -----
-        Native: llama_memory_seq_cp (llama.h).
-        """
+        """Make `dst` the first `n` tokens of `src`; cells are shared: llama_memory_seq_cp (llama.h)."""
         self.c_enter()
         self.c_check_sequence(src)
         self.c_check_sequence(dst)
@@ -437,7 +437,7 @@ cdef class Context:
         """
         if self._ptr == NULL:
             return
-        self.c_enter()
+        self.c_check_mine()
         if self._views:
             raise BufferError(f"{self._views} views of this context's logits are still alive")
         cdef llama.llama_context *ptr = self._ptr

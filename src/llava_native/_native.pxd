@@ -17,6 +17,8 @@ cdef struct EncodedRows:
 
 cdef int native_count(str kind, int change) except -1
 
+cdef int native_check_sound(void *owner) except -1
+
 # model
 cdef llama.llama_model *native_load_model(
     str path, llama.llama_model_params *params, list overrides, Watch *watch) except NULL
@@ -61,8 +63,8 @@ cdef void native_free_batch(mtmd.mtmd_batch *batch) noexcept
 # sampler
 cdef llama.llama_sampler *native_new_chain(llama.llama_model *model, object params) except NULL
 cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str grammar, str root) except NULL
-cdef void native_free_sampler(llama.llama_sampler *sampler) noexcept
-cdef int native_reset_sampler(llama.llama_sampler *sampler) except -1
+cdef void native_free_samplers(llama.llama_sampler *chain, llama.llama_sampler *grammar) noexcept
+cdef int native_reset_samplers(llama.llama_sampler *chain, llama.llama_sampler *grammar) except -1
 cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar, int32_t token) except -1
 cdef int32_t native_sample(
     llama.llama_sampler *chain, llama.llama_sampler *grammar, const float *logits,

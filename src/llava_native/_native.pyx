@@ -5,6 +5,7 @@ module that is linked to the libraries, so that one ggml lives in the process; t
 reach it through _native.pxd.
 """
 
+import faulthandler
 import logging
 import os
 
@@ -15,6 +16,7 @@ from libc.stdio cimport fflush, fprintf, stderr
 from libc.string cimport memset, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
+from libcpp.unordered_set cimport unordered_set
 
 from llava_native._cancel cimport watch_end, watch_progress, watch_stop
 from llava_native.capi cimport ggml
@@ -25,6 +27,7 @@ from llava_native.errors import (
     InvalidInputError,
     LlavaError,
     ModelLoadError,
+    NativeAbort,
 )
 from llava_native.grammar import check_grammar
 
@@ -52,12 +55,6 @@ cdef dict _live = {"model": 0, "context": 0, "encoder": 0, "embedding": 0, "samp
 _CPP_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, ArithmeticError, TypeError, OSError)
 
 
-cdef void _on_abort(const char *message) noexcept nogil:
-    # the process ends after this; without a callback ggml would start a debugger on it
-    fprintf(stderr, "llava_native: the native library aborted: %s\n", message)
-    fflush(stderr)
-
-
 # as functions of the C types: a static member function has no type that Cython knows
 cdef void _log_sink(ggml.ggml_log_level level, const char *text, void *ring) noexcept nogil:
     if level != ggml.GGML_LOG_LEVEL_DEBUG:
@@ -66,7 +63,6 @@ cdef void _log_sink(ggml.ggml_log_level level, const char *text, void *ring) noe
 
 llama.llama_log_set(_log_sink, _ring)
 mtmd.mtmd_log_set(_log_sink, _ring)
-ggml.ggml_set_abort_callback(_on_abort)
 
 
 cdef tuple _drain_log():
@@ -85,7 +81,19 @@ cdef tuple _drain_log():
 
 
 cdef object _error(cls, str message, str call, code=None):
+    """Return what a failed call raises."""
+    return _error_in(NULL, cls, message, call, code)
+
+
+cdef object _error_in(void *owner, cls, str message, str call, code=None):
+    """Return it; where the call aborted that is NativeAbort, and `owner` is never touched again."""
+    cdef string aborted = LastNet.take()
+    if not aborted.empty():
+        return _spoil(owner, call, aborted)
     return cls(message, call=call, code=code, log=_drain_log())
+
+
+include "native/abort.pxi"
 
 
 cdef int _ensure_backend() except -1:

@@ -15,6 +15,7 @@ cdef class Sampler:
     cdef object _matcher                # a constraint.Matcher, or None
     cdef readonly object params
     cdef object __weakref__
+    cdef int c_check_mine(self) except -1
     cdef int c_enter(self) except -1
     cdef int c_free(self) except -1
     cdef float *c_logits(self, Context ctx, object row) except NULL

@@ -7,11 +7,12 @@ from posix.unistd cimport getpid
 from llava_native._context cimport Context
 from llava_native._native cimport (
     native_accept,
-    native_free_sampler,
+    native_check_sound,
+    native_free_samplers,
     native_log_sum_exp,
     native_new_chain,
     native_new_grammar,
-    native_reset_sampler,
+    native_reset_samplers,
     native_sample,
     native_top,
 )
@@ -74,9 +75,7 @@ cdef class Sampler:
         cdef llama.llama_sampler *chain = self._chain
         cdef llama.llama_sampler *grammar = self._grammar
         self._chain = self._grammar = NULL  # before the GIL is released: nobody may see a freed pointer
-        native_free_sampler(chain)
-        if grammar != NULL:
-            native_free_sampler(grammar)
+        native_free_samplers(chain, grammar)
         self._model._children -= 1
         return 0
 
@@ -84,7 +83,7 @@ cdef class Sampler:
         if self._pid == getpid():
             self.c_free()
 
-    cdef int c_enter(self) except -1:
+    cdef int c_check_mine(self) except -1:
         if self._chain == NULL:
             raise ClosedError("this sampler was closed")
         if self._pid != getpid():
@@ -92,6 +91,10 @@ cdef class Sampler:
         if self._busy:
             raise BusyError("another thread is inside this Sampler; it serves one at a time")
         return 0
+
+    cdef int c_enter(self) except -1:
+        self.c_check_mine()
+        return native_check_sound(self._chain)
 
     cdef float *c_logits(self, Context ctx, object row) except NULL:
         if ctx._model is not self._model:
@@ -209,16 +212,14 @@ cdef class Sampler:
         self.c_enter()
         self._busy = True
         try:
-            native_reset_sampler(self._chain)
-            if self._grammar != NULL:
-                native_reset_sampler(self._grammar)
+            native_reset_samplers(self._chain, self._grammar)
         finally:
             self._busy = False
 
     def close(self):
         """Free the sampler. May be called again."""
         if self._chain != NULL:
-            self.c_enter()
+            self.c_check_mine()
             self.c_free()
 
     @property

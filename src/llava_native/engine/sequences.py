@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from llava_native._state import get_state, set_state
+from llava_native.errors import NativeAbort
 
 if TYPE_CHECKING:
     from llava_native._context import Context
@@ -191,7 +193,7 @@ class Memory:
 
     def truncate(self, sequence: Sequence, n: int) -> None:
         """Keep the first `n` tokens of a sequence."""
-        self._context.truncate_sequence(sequence.id, n)
+        self._cut(sequence, n)
         runs = []
         for run, used in sequence.runs:
             if n <= 0:
@@ -203,7 +205,11 @@ class Memory:
 
     def close(self, sequence: Sequence) -> None:
         """Free a sequence; cells that another one shares stay."""
-        self._context.truncate_sequence(sequence.id, 0)
+        self._cut(sequence, 0)
         del self.live[sequence.id]
         self._free.append(sequence.id)
         self.used = cells(self.live.values())
+
+    def _cut(self, sequence: Sequence, n: int) -> None:
+        with contextlib.suppress(NativeAbort):  # that context takes nothing any more, but requests must end
+            self._context.truncate_sequence(sequence.id, n)

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
+from llava_native._native import end_on_abort
 from llava_native.engine import Event, Request
 from llava_native.isolation.faults import to_data
 from llava_native.isolation.shared import pack, unpack
@@ -43,6 +44,7 @@ CONTEXT_FACTS: Final = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max"
 def main(fd: int, parent: int) -> None:
     """Serve the process `parent` over the socket `fd` until it goes away."""
     faulthandler.enable()
+    end_on_abort()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who tells
     os.set_inheritable(fd, False)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()

@@ -53,8 +53,9 @@ cdef llama.llama_context *native_new_context(
 
 
 cdef void native_free_context(llama.llama_context *ctx) noexcept:
-    with nogil:
-        llama.llama_free(ctx)
+    if _is_sound(ctx):
+        with nogil:
+            llama.llama_free(ctx)
     native_count("context", -1)
 
 
@@ -99,13 +100,25 @@ cdef float *native_logits(llama.llama_context *ctx, int32_t row) except NULL:
 
 cdef int native_clear_memory(llama.llama_context *ctx) except -1:
     """llama_memory_clear (llama.h), the tables only."""
-    llama.llama_memory_clear(llama.llama_get_memory(ctx), False)
+    cdef LastNet net
+    net.hold()
+    try:
+        llama.llama_memory_clear(llama.llama_get_memory(ctx), False)
+    except _CPP_ERRORS as exc:
+        raise _error_in(ctx, DecodeError, f"it cannot be cleared: {exc}", "llama_memory_clear") from exc
     return 0
 
 
 cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1:
     """llama_memory_seq_rm (llama.h) from position `start` to the end."""
-    if not llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1):
+    cdef LastNet net
+    cdef bint removed
+    net.hold()
+    try:
+        removed = llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1)
+    except _CPP_ERRORS as exc:
+        raise _error_in(ctx, DecodeError, f"it cannot be cut: {exc}", "llama_memory_seq_rm") from exc
+    if not removed:
         raise _error(
             InvalidInputError, "this model's memory cannot be cut inside a sequence", "llama_memory_seq_rm")
     return 0
@@ -113,7 +126,12 @@ cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t 
 
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1:
     """llama_memory_seq_cp (llama.h): share cells, copy nothing."""
-    llama.llama_memory_seq_cp(llama.llama_get_memory(ctx), src, dst, 0, end)
+    cdef LastNet net
+    net.hold()
+    try:
+        llama.llama_memory_seq_cp(llama.llama_get_memory(ctx), src, dst, 0, end)
+    except _CPP_ERRORS as exc:
+        raise _error_in(ctx, DecodeError, f"it cannot be copied: {exc}", "llama_memory_seq_cp") from exc
     return 0
 
 
@@ -130,6 +148,8 @@ cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq):
     cdef size_t size, written
     cdef bytes state
     cdef unsigned char *into
+    cdef LastNet net
+    net.hold()
     try:
         size = llama.llama_state_seq_get_size(ctx, seq)
         state = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
@@ -137,10 +157,10 @@ cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq):
         with nogil:
             written = llama.llama_state_seq_get_data(ctx, into, size, seq)
     except _CPP_ERRORS as exc:
-        raise _error(
-            DecodeError, f"the state cannot be taken: {exc}", "llama_state_seq_get_data") from exc
+        raise _error_in(
+            ctx, DecodeError, f"the state cannot be taken: {exc}", "llama_state_seq_get_data") from exc
     if size == 0 or written != size:
-        raise _error(DecodeError, "the state cannot be taken", "llama_state_seq_get_data")
+        raise _error_in(ctx, DecodeError, "the state cannot be taken", "llama_state_seq_get_data")
     return state
 
 
@@ -148,13 +168,16 @@ cdef int native_set_state(
     llama.llama_context *ctx, int32_t seq, const unsigned char *state, size_t size) except -1:
     """llama_state_seq_set_data (llama.h). A failure leaves the sequence empty."""
     cdef size_t read
+    cdef LastNet net
+    net.hold()
     try:
         with nogil:
             read = llama.llama_state_seq_set_data(ctx, state, size, seq)
     except _CPP_ERRORS as exc:
-        raise _error(InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
+        raise _error_in(
+            ctx, InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
     if read != size:
-        raise _error(
-            InvalidInputError, "the state is damaged, or of another model or context",
+        raise _error_in(
+            ctx, InvalidInputError, "the state is damaged, or of another model or context",
             "llama_state_seq_set_data")
     return 0

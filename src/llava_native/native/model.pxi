@@ -59,8 +59,9 @@ cdef llama.llama_model *native_load_model(
 
 
 cdef void native_free_model(llama.llama_model *model) noexcept:
-    with nogil:
-        llama.llama_model_free(model)
+    if _is_sound(model):
+        with nogil:
+            llama.llama_model_free(model)
     native_count("model", -1)
 
 
@@ -130,9 +131,12 @@ cdef list native_tokenize(llama.llama_model *model, bytes text, bint add_special
     cdef const llama.llama_vocab *vocab = llama.llama_model_get_vocab(model)
     cdef const char *raw = text
     cdef int32_t length = len(text)
+    cdef LastNet net
     cdef vector[llama.llama_token] ids
     cdef int32_t n
+    native_check_sound(model)
     ids.resize(length + 8)  # never more tokens than bytes, and a few special ones
+    net.hold()
     try:
         with nogil:
             n = llama.llama_tokenize(
@@ -142,7 +146,8 @@ cdef list native_tokenize(llama.llama_model *model, bytes text, bint add_special
                 n = llama.llama_tokenize(
                     vocab, raw, length, ids.data(), <int32_t>ids.size(), add_special, parse_special)
     except _CPP_ERRORS as exc:
-        raise _error(InvalidInputError, f"the text could not be tokenised: {exc}", "llama_tokenize") from exc
+        raise _error_in(
+            model, InvalidInputError, f"the text could not be tokenised: {exc}", "llama_tokenize") from exc
     if n < 0:
         raise _error(InvalidInputError, "the text is too long to be tokenised", "llama_tokenize", n)
     return [ids[i] for i in range(n)]

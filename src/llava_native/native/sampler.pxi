@@ -107,9 +107,11 @@ cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str gramm
     cdef const char *c_grammar = raw_grammar
     cdef const char *c_root = raw_root
     cdef llama.llama_sampler *sampler = NULL
+    cdef LastNet net
     if "\0" in root:
         raise GrammarError("the grammar's root has a NUL in it")
     check_grammar(grammar)
+    net.hold()
     try:
         with nogil:
             sampler = llama.llama_sampler_init_grammar(llama.llama_model_get_vocab(model), c_grammar, c_root)
@@ -123,15 +125,27 @@ cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str gramm
     return sampler
 
 
-cdef void native_free_sampler(llama.llama_sampler *sampler) noexcept:
-    with nogil:
-        llama.llama_sampler_free(sampler)
-    native_count("sampler", -1)
+cdef void native_free_samplers(llama.llama_sampler *chain, llama.llama_sampler *grammar) noexcept:
+    """llama_sampler_free (llama.h) of both; `grammar` may be NULL."""
+    if _is_sound(chain):
+        with nogil:
+            llama.llama_sampler_free(chain)
+            if grammar != NULL:
+                llama.llama_sampler_free(grammar)
+    native_count("sampler", -1 if grammar == NULL else -2)
 
 
-cdef int native_reset_sampler(llama.llama_sampler *sampler) except -1:
-    with nogil:
-        llama.llama_sampler_reset(sampler)
+cdef int native_reset_samplers(llama.llama_sampler *chain, llama.llama_sampler *grammar) except -1:
+    """llama_sampler_reset (llama.h) of both; `grammar` may be NULL."""
+    cdef LastNet net
+    net.hold()
+    try:
+        with nogil:
+            llama.llama_sampler_reset(chain)
+            if grammar != NULL:
+                llama.llama_sampler_reset(grammar)
+    except _CPP_ERRORS as exc:
+        raise _error_in(chain, LlavaError, f"it cannot be reset: {exc}", "llama_sampler_reset") from exc
     return 0
 
 
@@ -141,7 +155,9 @@ cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar,
     The grammar is asked first: upstream aborts on an end-of-generation token that comes too early, and a
     grammar that has thrown has no rule left to go on from.
     """
+    cdef LastNet net
     cdef bint allowed
+    net.hold()
     try:
         with nogil:
             allowed = grammar == NULL or _allows(grammar, token)
@@ -150,7 +166,8 @@ cdef int native_accept(llama.llama_sampler *chain, llama.llama_sampler *grammar,
                     llama.llama_sampler_accept(grammar, token)
                 llama.llama_sampler_accept(chain, token)
     except _CPP_ERRORS as exc:
-        raise _error(GrammarError, f"the grammar forbids this token: {exc}", "llama_sampler_accept") from exc
+        raise _error_in(
+            chain, GrammarError, f"the grammar forbids this token: {exc}", "llama_sampler_accept") from exc
     if not allowed:
         raise GrammarError(f"the grammar forbids token {token} here")
     return 0
@@ -204,8 +221,10 @@ cdef int32_t native_sample(
     As llama.cpp's own programs do: sample first, and only when the grammar forbids the token, filter the
     whole vocabulary and sample again.
     """
+    cdef LastNet net
     cdef llama.llama_token_data_array array
     cdef int32_t token
+    net.hold()
     try:
         with nogil:
             _fill_candidates(logits, mask, candidates, &array)
@@ -221,7 +240,8 @@ cdef int32_t native_sample(
                 if token >= 0 and not _allows(grammar, token):
                     token = -1
     except _CPP_ERRORS as exc:
-        raise _error(GrammarError, f"sampling failed: {exc}", "llama_sampler_apply") from exc
+        raise _error_in(
+            chain, GrammarError, f"sampling failed: {exc}", "llama_sampler_apply") from exc
     if token < 0:
         raise _error(
             GrammarError, "no token is left to choose: the grammar forbids all", "llama_sampler_apply")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from support.fake_engine import Desk, FakeImage, answer_to
 
-from llava_native.errors import DecodeError, GrammarError, InvalidInputError, PromptTooLongError
+from llava_native.errors import (
+    DecodeError,
+    GrammarError,
+    InvalidInputError,
+    NativeAbort,
+    PromptTooLongError,
+)
 
 # prompts whose answers are longer than what the tests look at
 LONG = [[n] for n in range(200, 400) if len(answer_to([[n]], 40)[0]) >= 30]
@@ -408,6 +414,21 @@ def test_a_full_context_is_the_end(desk):
     request = desk.ask(prompt, max_tokens=None)
     desk.finish()
     expect(desk, request, prompt, max_tokens=None)
+
+
+def test_a_context_that_aborted_leaves_nobody_waiting(monkeypatch):
+    def aborted(*_, **__):
+        raise NativeAbort("the native library aborted")
+
+    desk = Desk()
+    requests = [desk.ask(p) for p in (A, B, C, D)]
+    desk.scheduler.step()
+    for name in ("eval", "eval_batch", "truncate_sequence", "copy_sequence"):
+        monkeypatch.setattr(desk.context, name, aborted)
+    requests.append(desk.ask(FakeImage("cat"), [1]))
+    desk.finish()
+    assert all(isinstance(desk.got[request][-1].error, NativeAbort) for request in requests)
+    desk.scheduler.close()
 
 
 def test_closing_ends_all():
