@@ -63,8 +63,8 @@ class Llava:
     n_seq_max : int, default 4
         Answers that are generated together.
     prefix_cache : int, optional
-        Tokens of finished requests to hold in the context, until somebody needs the room; default half of
-        `n_ctx`, 0 none. Each of them makes generation a little slower.
+        Tokens of finished requests to hold in the context, and as many in main memory while that is free;
+        default half of `n_ctx`, 0 none.
     embedding_cache : int, default 256 MiB
         Bytes of image rows to hold in memory; an image of llava-phi-3-mini takes 7 MB.
     cache_dir : str or os.PathLike, optional

@@ -115,6 +115,19 @@ def test_map_answers_about_every_picture(demo):
     assert found == [TRUTH[path.name] for path in paths]
 
 
+def test_an_image_that_left_the_context_is_not_paid_for_again():
+    names = ["shapes.png", "sign.webp", "large.jpg"]
+    with Llava.demo(n_threads=1, prefix_cache=400, embedding_cache=0) as llava:
+        for _ in range(3):
+            for name in names:
+                assert llava.describe(EXAMPLES / name) == TRUTH[name]
+        stats = llava.stats()
+    assert stats.images_encoded == len(names)
+    assert stats.restored == 6
+    assert stats.cells < 250  # of one image, while 144 rows of each of the others are in main memory
+    assert stats.offloaded == 2
+
+
 def test_many_threads_each_get_the_right_answers():
     with Llava.demo() as llava, ThreadPoolExecutor(32) as pool:
 

@@ -6,15 +6,17 @@ request shows in everything after it. The context counts its cells as the librar
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+from llava_native.engine import sequences
 from llava_native.engine.request import Choice, Event, Request
 from llava_native.engine.scheduler import Scheduler
 from llava_native.engine.sequences import Content, ImageSpan
-from llava_native.errors import CancelledError, ContextFullError, DecodeError
+from llava_native.errors import CancelledError, ContextFullError, DecodeError, InvalidInputError
 
 END = 0  # the token that ends an answer
 
@@ -205,6 +207,25 @@ class FakeContext:
         assert src != dst
         assert n <= len(self.sequences[src])
         self.sequences[dst], self._cells[dst] = self.sequences[src][:n], self._cells[src][:n]
+
+
+def fake_states(monkeypatch: Any) -> None:
+    """Let `Memory` copy the states of fake contexts."""
+
+    def get_state(context: FakeContext, seq: int) -> bytes:
+        assert context.sequences[seq]
+        return json.dumps(context.sequences[seq]).encode()
+
+    def set_state(context: FakeContext, state: bytes, n: int, seq: int) -> None:
+        tokens = json.loads(state)
+        assert len(tokens) == n
+        assert not context.sequences[seq]
+        if context.used + n > context.n_ctx:
+            raise InvalidInputError("no room")
+        context._add(seq, tokens)
+
+    monkeypatch.setattr(sequences, "get_state", get_state)
+    monkeypatch.setattr(sequences, "set_state", set_state)
 
 
 class FakeSampler:

@@ -1,43 +1,61 @@
-"""Prefixes that stay in the context when their request is over, for whoever begins alike."""
+"""Prefixes that stay, in the context or in main memory, when their request is over."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from llava_native.engine.offload import OffloadedPrefixes
 from llava_native.engine.sequences import cells, common_prefix, head, length
+from llava_native.errors import InvalidInputError, LlavaError
 
 if TYPE_CHECKING:
     from llava_native.engine.sequences import Content, Memory, Sequence
 
 __all__ = ["PrefixCache"]
 
+_MIN_RESTORED = 16  # tokens that an offloaded prefix must save
+
 
 class PrefixCache:
     """Sequences of finished requests, the least recently used first. Belongs to one thread.
+
+    Every token looks at every cell in use, also at those that are not its own. So the most recent sequence
+    stays in the context, others only while they are small, and what has to leave is offloaded to main memory.
 
     Parameters
     ----------
     memory : Memory
     limit : int
-        Cells that may be held for nobody who is running; 0 keeps nothing.
+        Tokens that may be held in the context for nobody who is running, and in main memory; 0 keeps nothing.
 
     Attributes
     ----------
-    evicted : int
-        Sequences that were dropped to make room.
+    evicted, restored : int
+        Sequences that left the context, and those that were brought back.
     """
 
     def __init__(self, memory: Memory, limit: int) -> None:
         self._memory = memory
         self._kept: list[Sequence] = []
+        self._offloaded = OffloadedPrefixes()
         self.limit = limit
-        self.evicted = 0
+        self.evicted = self.restored = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __contains__(self, sequence: object) -> bool:
         return sequence in self._kept
+
+    def stats(self) -> dict[str, int]:
+        """Return its part of the engine's counters."""
+        return {
+            "prefixes": len(self._kept),
+            "offloaded": len(self._offloaded),
+            "evicted": self.evicted,
+            "restored": self.restored,
+        }
 
     @property
     def cells(self) -> int:
@@ -77,11 +95,33 @@ class PrefixCache:
             self._kept.remove(shorter)
             self._memory.close(shorter)
         self._kept.append(sequence)
-        while self._kept and self.cells > self.limit:
+        self._offloaded.drop_beginnings_of(sequence.content)
+        while self._kept and self.cells > (self.limit // 2 if len(self._kept) > 1 else self.limit):
             self.evict()
+
+    def offloaded(self, content: Content, here: int) -> int:
+        """Return how much of `content` is offloaded, 0 where that is hardly more than is `here` already."""
+        n = self._offloaded.match(content)[1]
+        return n if n >= here + _MIN_RESTORED else 0
+
+    def restore(self, content: Content) -> bool:
+        """Bring what is offloaded of the beginning of `content` back; where that fails it is lost."""
+        prefix, _ = self._offloaded.match(content)
+        if prefix is None:
+            return False
+        self._offloaded.take(prefix)
+        if self._memory.n_sequences + len(self._kept) < 2:  # another one goes on from there
+            return False
+        with contextlib.suppress(InvalidInputError):  # the library found no room after all
+            restored = self.adopt(*prefix)
+            self.restored += restored
+            return restored
+        return False
 
     def export(self, content: Content) -> tuple[Content, bytes] | None:
         """Return what is kept of the beginning of `content`, and its state; None where there is nothing."""
+        if self.offloaded(content, self.match(content)[1]):
+            self.restore(content)
         source, n = self.match(content)
         if source is None or (n < source.n_tokens and not self._memory.has_sequence):
             return None
@@ -96,23 +136,48 @@ class PrefixCache:
             It is no state of this content.
         """
         n = length(content)
-        while (self._memory.free < n or not self._memory.has_sequence) and self.evict():
-            pass
-        if n > self.limit or self._memory.free < n or not self._memory.has_sequence:
+        if n > min(self.limit, self._memory.free + self.cells):
+            return False
+        if not (self.make_room(n) and self.make_sequence()):
             return False
         self.keep(self._memory.restore(state, n), content)
         return True
 
     def evict(self) -> bool:
-        """Free the least recently used sequence; return whether there was one."""
+        """Offload the least recently used sequence; return whether there was one."""
         if not self._kept:
             return False
-        self._memory.close(self._kept.pop(0))
+        sequence = self._kept.pop(0)
+        self._offload(sequence)
+        self._memory.close(sequence)
         self.evicted += 1
         return True
+
+    def _offload(self, sequence: Sequence) -> None:
+        """Copy a sequence to main memory, unless most of it is elsewhere or there is no memory for it."""
+        content, n = sequence.content, sequence.n_tokens
+        shared = [common_prefix(kept.content, content) for kept in self._kept]
+        if max([*shared, self._offloaded.match(content)[1]]) * 2 > n or not self._offloaded.has_room(n):
+            return
+        with contextlib.suppress(LlavaError, MemoryError):
+            state = self._memory.state(sequence, n)
+            self._offloaded.put(content, state, self.limit)
+
+    def make_room(self, n: int) -> bool:
+        """Evict until there are `n` free cells; return whether there are."""
+        while self._memory.free < n and self.evict():
+            pass
+        return self._memory.free >= n
+
+    def make_sequence(self) -> bool:
+        """Evict until the memory can open a sequence; return whether it can."""
+        while not self._memory.has_sequence and self.evict():
+            pass
+        return self._memory.has_sequence
 
     def clear(self) -> None:
         """Free all of them."""
         for sequence in self._kept:
             self._memory.close(sequence)
         self._kept.clear()
+        self._offloaded.clear()

@@ -132,10 +132,9 @@ class Scheduler:
             running=len(self.running),
             waiting=len(self.waiting),
             embedding_bytes=self._embeddings.nbytes,
-            prefixes=len(self.prefixes),
             cells=self._memory.used,
             n_cells=self._memory.n_cells,
-            evicted=self.prefixes.evicted,
+            **self.prefixes.stats(),
         )
 
     def fail(self, error: BaseException) -> None:
@@ -193,7 +192,7 @@ class Scheduler:
                 return
         if request.images:
             _, n, planned = self._find(request.content)
-            for image in request.missing(max(n, planned)):
+            for image in request.missing(max(n, planned, self.prefixes.offloaded(request.content, n))):
                 self._desk.want(image)
         request.since = self._clock()
 
@@ -219,13 +218,12 @@ class Scheduler:
 
     def _start(self, request: Request) -> bool:
         """Let a request begin if it can; return whether those behind it may be looked at."""
-        while not self._memory.has_sequence:
-            if not self.prefixes.evict():
-                return False
-        source, n, planned = self._find(request.content)
-        n = min(n, request.n_content - 1)  # the last one is evaluated again, for its logits
-        gain = min(planned, request.n_content - 1) - n
-        if gain >= (1 if request.held else _MIN_SHARED):
+        if not self.prefixes.make_sequence():
+            return False
+        source, here, planned = self._find(request.content)
+        last = request.n_content - 1  # it is evaluated again, for its logits
+        n = min(max(here, self.prefixes.offloaded(request.content, here)), last)
+        if min(planned, last) - n >= (1 if request.held else _MIN_SHARED):
             request.held = True
             return True  # somebody is evaluating its beginning right now
         request.held = False
@@ -233,14 +231,20 @@ class Scheduler:
             self._desk.want(image)
         if not request.is_ready:
             return True
-        need = request.n_content - n + _RESERVE
-        evictable = self.prefixes.cells - (n if source in self.prefixes else 0)
+        need = request.n_content - min(here, last) + _RESERVE
+        evictable = self.prefixes.cells - (here if source in self.prefixes else 0)
         if self.running and need > self._memory.free + evictable:
             return False  # and nothing is evicted in vain
+        if n > here:
+            if not self.prefixes.restore(request.content) or not self.prefixes.make_sequence():
+                return True  # with what there is, from the next step on
+            source, here, _ = self._find(request.content)
+            n = min(here, last)
+        need = request.n_content - n + _RESERVE
         sequence = self._memory.open(source, n)
         if source is not None:
             self.prefixes.touch(source)
-        if not self._has_room(need) and self.running:
+        if not self.prefixes.make_room(need) and self.running:
             self._memory.close(sequence)
             return False
         request.sequence = sequence
@@ -260,12 +264,6 @@ class Scheduler:
             request.n_cached = n
             self._stats.prompt_tokens += request.n_prompt
             self._stats.cached_tokens += n
-
-    def _has_room(self, n: int) -> bool:
-        """Evict until there are `n` free cells; return whether there are."""
-        while self._memory.free < n and self.prefixes.evict():
-            pass
-        return self._memory.free >= n
 
     def _park_paused(self) -> bool:
         """Take the sequence from a request whose caller does not keep up; return whether there was one."""
@@ -320,7 +318,7 @@ class Scheduler:
         entries = self._entries()
         if not entries:
             return False
-        while not self._has_room(_n_tokens(entries)) and len(self.running) > 1:
+        while not self.prefixes.make_room(_n_tokens(entries)) and len(self.running) > 1:
             self._park(self.running[-1])
             entries = self._entries()
         if entries:
@@ -390,7 +388,7 @@ class Scheduler:
         assert image.n_tokens is not None
         alone = all(other is request or other.paused for other in self.running)
         stop = min(start + (self._n_ubatch if alone else self._pace.slice), image.n_tokens)
-        while not self._has_room(stop - start) and len(self.running) > 1:
+        while not self.prefixes.make_room(stop - start) and len(self.running) > 1:
             last = self.running[-1]
             self._park(last)
             if last is request:

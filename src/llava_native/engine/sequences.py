@@ -141,9 +141,14 @@ class Memory:
         return self.n_cells - self.used
 
     @property
+    def n_sequences(self) -> int:
+        """How often ``open`` can be called."""
+        return len(self._free)
+
+    @property
     def has_sequence(self) -> bool:
         """Whether ``open`` can be called."""
-        return bool(self._free)
+        return self.n_sequences > 0
 
     def open(self, source: Sequence | None = None, n: int = 0) -> Sequence:
         """Return a sequence that shares the first `n` cells of `source`."""

@@ -30,10 +30,12 @@ class Stats:
         another request. Those that the prefix cache had are in none of them.
     embedding_bytes : int
         Bytes of rows in the embedding cache, now.
-    prefixes, cells, n_cells : int
-        Sequences that the prefix cache holds, cells in use, and all cells, now.
-    evicted, preempted : int
-        Prefixes that made room for others, and running requests that did and were begun again.
+    prefixes, offloaded, cells, n_cells : int
+        Sequences that the prefix cache holds in the context, and in main memory; cells in use, and all
+        cells, now.
+    evicted, restored, preempted : int
+        Prefixes that left the context to make room, and those that came back from main memory; running
+        requests that made room and were begun again.
     """
 
     requests: int = 0
@@ -54,7 +56,9 @@ class Stats:
     images_joined: int = 0
     embedding_bytes: int = 0
     prefixes: int = 0
+    offloaded: int = 0
     cells: int = 0
     n_cells: int = 0
     evicted: int = 0
+    restored: int = 0
     preempted: int = 0

@@ -216,7 +216,7 @@ def test_old_prefixes_make_room(desk):
 
 
 def test_nothing_is_dropped_for_who_has_no_room_anyway():
-    desk = Desk(prefix_cells=48)
+    desk = Desk(prefix_cells=128)
     old = list(range(100, 120))
     desk.ask(old, max_tokens=1)
     desk.finish()
@@ -229,6 +229,24 @@ def test_nothing_is_dropped_for_who_has_no_room_anyway():
     desk.finish()
     expect(desk, second, list(range(40)))
     desk.close()
+
+
+def test_an_image_that_was_offloaded_is_neither_encoded_nor_evaluated_again():
+    desk = Desk(prefix_cells=64, embedding_bytes=0)
+    questions = ([1], [2], [3])
+    for name in ("cat", "dog", "cat", "dog"):
+        for question in questions:
+            request = desk.ask(FakeImage(name, 30), question, max_tokens=2)
+            desk.finish()
+            expect(desk, request, FakeImage(name, 30), question, max_tokens=2)
+    stats = desk.scheduler.stats()
+    assert stats.images_encoded == 2
+    assert stats.restored == 2
+    assert stats.cells < 40  # the other image is not there for every token to look at
+    evaluated = sum(
+        stop - start for call in desk.context.calls if isinstance(call, tuple) for *_, start, stop in [call]
+    )
+    assert evaluated == 60
 
 
 def test_running_requests_make_room_for_older_ones():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from support.fake_engine import FakeContext
 
+from llava_native.engine import offload
 from llava_native.engine.prefix_cache import PrefixCache
 from llava_native.engine.sequences import ImageSpan, Memory, cells, common_prefix, head, length
+from llava_native.machine import Room
 
 CAT, DOG = ImageSpan("cat", 4), ImageSpan("dog", 4)
 
@@ -127,7 +129,7 @@ def test_what_a_longer_one_has_is_not_kept_twice(context, memory):
 
 
 def test_the_least_recently_used_goes_first(context, memory):
-    cache = PrefixCache(memory, 10)
+    cache = PrefixCache(memory, 20)
     one = keep(cache, context, memory, [1] * 4)
     keep(cache, context, memory, [2] * 4)
     cache.touch(one)
@@ -154,3 +156,72 @@ def test_off(context, memory):
     keep(cache, context, memory, [1, 2])
     assert len(cache) == memory.used == context.used == 0
     assert not cache.evict()
+
+
+# -- what had to leave the context
+
+
+def test_only_the_most_recent_large_one_stays_in_the_context(context, memory):
+    cache = PrefixCache(memory, 40)
+    keep(cache, context, memory, [1] * 18)
+    keep(cache, context, memory, [2] * 18)
+    assert (cache.cells, len(cache)) == (18, 1)
+    assert cache.stats() == {"prefixes": 1, "offloaded": 1, "evicted": 1, "restored": 0}
+    keep(cache, context, memory, [3] * 30)
+    assert cache.cells == context.used == 30  # alone it may be larger than half of the limit
+    assert cache.stats()["offloaded"] == 2
+    keep(cache, context, memory, [4] * 10)
+    assert cache.stats()["offloaded"] == 1  # no more tokens than the limit
+
+
+def test_what_was_offloaded_comes_back(context, memory):
+    cache = PrefixCache(memory, 40)
+    content = [[*range(100, 118)]]
+    keep(cache, context, memory, content[0])
+    keep(cache, context, memory, [2] * 18)
+    assert cache.match(content) == (None, 0)
+    assert cache.offloaded(content, 0) == 18
+    assert cache.offloaded(content, 3) == 0  # hardly more than is there
+    assert cache.restore(content)
+    sequence, n = cache.match(content)
+    assert n == 18
+    assert context.sequences[sequence.id] == content[0]
+    assert cache.stats() == {"prefixes": 1, "offloaded": 1, "evicted": 2, "restored": 1}
+    assert memory.used == context.used == 18
+
+
+def test_nothing_is_held_twice(context, memory):
+    cache = PrefixCache(memory, 40)
+    one = keep(cache, context, memory, [1] * 18)
+    keep(cache, context, memory, [*[1] * 17, 2], one, 17)
+    keep(cache, context, memory, [3] * 18)  # both leave: they differ in a token
+    assert cache.stats()["offloaded"] == 1
+    assert cache.restore([[1] * 18])
+    keep(cache, context, memory, [*[1] * 18, 5, 5, 5], cache.match([[1] * 18])[0], 17)
+    assert cache.offloaded([[1] * 18], 0) == 0
+
+
+def test_what_has_no_room_is_lost(context, memory):
+    cache = PrefixCache(memory, 40)
+    keep(cache, context, memory, [1] * 18)
+    keep(cache, context, memory, [2] * 18)
+    running = memory.open()
+    assert cache.evict()
+    fill(context, memory, running, 30)
+    fill(context, memory, running, 30)
+    assert not cache.restore([[1] * 18])
+    assert cache.offloaded([[1] * 18], 0) == 0
+    assert cache.offloaded([[2] * 18], 0) == 18
+    memory.close(running)
+
+
+def test_nothing_is_offloaded_where_memory_is_short(context, memory, monkeypatch):
+    monkeypatch.setattr(offload, "_LARGE", 0)
+    monkeypatch.setattr(offload, "host_room", lambda: Room(10**9, 100, "this machine"))
+    cache = PrefixCache(memory, 60)
+    for token in (1, 2, 3):
+        keep(cache, context, memory, [token] * 18)
+    assert cache.evicted == 2
+    assert cache.stats()["offloaded"] == 1  # the first told how large they are
+    assert cache.evict()
+    assert cache.stats()["offloaded"] == 1
