@@ -23,7 +23,7 @@ from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_i
 from .model import Trainee, learning_rate, look_around, make_config, split_parameters
 from .muon import Muon
 
-ROWS, PAIRS = 5, 1  # rows of a process's batch, and how many of them show two pictures
+ROWS, PAIRS = 5, 2  # rows of a process's batch, and how many of them show two pictures
 EYES_ROWS = 10  # while only the eyes learn
 EMA = 0.998
 OTHERS = 1 / 3  # AdamW's learning rate as a share of Muon's
