@@ -39,10 +39,10 @@ def test_a_child_process_guesses_too():
 def test_sampling_is_as_random_as_without():
     def answers(prompt_lookup):
         with Llava.demo(n_threads=1, prompt_lookup=prompt_lookup) as llava:
+            picture = EXAMPLES / "large.jpg"
+            hot = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
             return [
-                llava.generate(
-                    "Describe this image.", image=EXAMPLES / "large.jpg", seed=seed, temperature=1.5
-                ).text
+                llava.generate("Describe this image.", image=picture, seed=seed, max_tokens=60, **hot).text
                 for seed in range(5)
             ]
 
