@@ -54,7 +54,7 @@ def _value(rng: random.Random) -> Any:
         lambda: rng.choice(
             ("", "llama", "gpt2", "phi3", "yarn", "x" * 300, "a\0b", "\ufffd{{", "mlp", "resampler")
         ),
-        lambda: [np.float32(rng.random()) for _ in range(rng.randrange(5))] or [0.5],
+        lambda: [rng.random() for _ in range(1 + rng.randrange(5))],
         lambda: [rng.randrange(-3, 40) for _ in range(1 + rng.randrange(6))],
         lambda: ["t" * rng.randrange(4) for _ in range(1 + rng.randrange(400))],
     )
