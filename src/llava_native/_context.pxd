@@ -38,6 +38,7 @@ cdef class Context:
     cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, bint logits, object cancel) except -1
     cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1
     cdef int c_decode(self, int32_t *tokens, float *rows) except -1
+    cdef int c_lay_out(self, list kept) except -1
     cdef int c_add(self, object seq, list tokens, Py_ssize_t wanted) except -1
     cdef int c_forget_logits(self) except -1
     cdef float *c_logits(self, object row=*) except NULL

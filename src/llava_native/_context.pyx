@@ -151,7 +151,8 @@ cdef class Context:
         return native_check_sound(self._ptr)
 
     cdef int c_check_sequence(self, long long seq) except -1:
-        check_range("the sequence (see n_seq_max)", seq, 0, <long long>self._n_past.size() - 1)
+        if not 0 <= seq < <long long>self._n_past.size():  # in C: between here and _busy nobody may enter
+            check_range("the sequence (see n_seq_max)", seq, 0, <long long>self._n_past.size() - 1)
         return 0
 
     cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1:
@@ -217,6 +218,8 @@ cdef class Context:
                     f"the image rows have {rows._shape[1]} floats, this model takes {self._model.n_embd}: "
                     "the mmproj belongs to another model")
             start, end, _ = slice(start, stop).indices(rows._shape[0])
+            self.c_enter()  # again: `stop` may have run anything
+            rows.c_check_alive()
             return self.c_eval(
                 <int32_t>seq, max(end - start, 0), rows._data + start * rows._shape[1], logits, cancel)
         if start != 0 or stop is not None:
@@ -257,30 +260,37 @@ cdef class Context:
         Native: llama_decode (llama.h). GIL: released.
         """
         cdef list kept = [
-            (PyNumber_Index(seq), list(tokens), PyNumber_Index(wants)) for seq, tokens, wants in entries]
-        cdef bint done = False
-        self.c_enter()  # after the iterable, which may have run anything
+            (PyNumber_Index(seq), [PyNumber_Index(token) for token in tokens], PyNumber_Index(wants))
+            for seq, tokens, wants in entries]
+        cdef bint laid = False, done = False
         if cancel is not None:
             cancel.raise_if_cancelled()
+        self.c_enter()  # after the iterables, which may have run anything
+        self._busy = True
+        try:
+            self.c_lay_out(kept)
+            laid = True
+            watch_begin(&self._watch, cancel, None)
+            self.c_decode(self._batch.tokens.data(), NULL)
+            done = True
+        finally:
+            self._busy = False
+            for seq, tokens, _ in kept if laid else ():
+                if done:
+                    self._n_past[<int32_t>seq] += <int32_t>len(tokens)
+                else:
+                    native_remove_positions(self._ptr, seq, self._n_past[<int32_t>seq])
+        return list(self._batch.rows)
+
+    cdef int c_lay_out(self, list kept) except -1:
+        """Make the batch of these entries, whose numbers are integers by now."""
         self.c_forget_logits()
         for seq, tokens, wants in kept:
             self.c_add(seq, tokens, wants)
         if not kept:
             raise InvalidInputError("there is nothing to evaluate")
         check_range("rows of logits", self._batch.rows.size(), 0, self._info["n_outputs"])
-        self._busy = True
-        watch_begin(&self._watch, cancel, None)
-        try:
-            self.c_decode(self._batch.tokens.data(), NULL)
-            done = True
-        finally:
-            self._busy = False
-            for seq, tokens, _ in kept:
-                if done:
-                    self._n_past[<int32_t>seq] += <int32_t>len(tokens)
-                else:
-                    native_remove_positions(self._ptr, seq, self._n_past[<int32_t>seq])
-        return list(self._batch.rows)
+        return 0
 
     cdef int c_add(self, object seq, list tokens, Py_ssize_t wanted) except -1:
         """Lay tokens at the end of a sequence out in the batch."""
@@ -295,7 +305,7 @@ cdef class Context:
         if self._batch.n + <Py_ssize_t>len(tokens) > self._batch.capacity:
             raise InvalidInputError(f"the batch has more tokens than n_batch={self._batch.capacity}")
         for token in tokens:
-            self._model.c_check_token(PyNumber_Index(token))
+            self._model.c_check_token(token)
             self._batch.c_push(token, n_past, seq)
             n_past += 1
         for row in range(self._batch.n - wanted, self._batch.n):
@@ -369,11 +379,7 @@ cdef class Context:
 
     @property
     def logits(self):
-        """Logits : float32 (n_vocab,), a view of the row after the last evaluated token.
-
-        ``np.asarray(ctx.logits)`` shares the context's memory: the next ``eval`` changes its values, and
-        ``close`` is refused while it is alive.
-        """
+        """Logits : float32 (n_vocab,), a view of the row after the last token; the next ``eval`` changes it."""
         cdef Logits view = Logits.__new__(Logits)
         view.c_set(self.c_logits(), 1, self._model.n_vocab, 1)
         view._context = self
@@ -398,10 +404,11 @@ cdef class Context:
 
     def copy_sequence(self, long long src, long long dst, n=None):
         """Make `dst` the first `n` tokens of `src`; cells are shared: llama_memory_seq_cp (llama.h)."""
+        n = None if n is None else PyNumber_Index(n)
         self.c_enter()
         self.c_check_sequence(src)
         self.c_check_sequence(dst)
-        n = self._n_past[src] if n is None else PyNumber_Index(n)
+        n = self._n_past[src] if n is None else n
         if not 0 <= n <= self._n_past[src]:
             raise InvalidInputError(f"sequence {src} holds {self._n_past[src]} tokens, not {n}")
         if src == dst:
@@ -426,15 +433,7 @@ cdef class Context:
         self._info["n_threads"] = n_threads
 
     def close(self):
-        """Free the memory. May be called again.
-
-        Raises
-        ------
-        BufferError
-            An array over ``logits`` is still alive.
-        BusyError
-            Another thread is evaluating.
-        """
+        """Free the memory. May be called again; ``BufferError`` while an array over ``logits`` is alive."""
         if self._ptr == NULL:
             return
         self.c_check_mine()

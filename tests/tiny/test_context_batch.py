@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from llava_native import CancelToken, Context, Model, Sampler, SamplingParams
+from llava_native import CancelToken, Context, ImageEmbedding, Model, Sampler, SamplingParams
 from llava_native.errors import (
     CancelledError,
+    ClosedError,
     ContextFullError,
     InvalidInputError,
     TimeoutExpiredError,
@@ -169,3 +170,43 @@ def test_a_shared_prefix_goes_two_ways(pair):
         with Sampler(model, SamplingParams(temperature=0)) as sampler:
             rows = ctx.eval_batch([(seq, tail, True) for seq, tail in enumerate(tails)])
             assert [sampler.sample(ctx, row) for row in rows] == expected
+
+
+class Meddler:
+    """A number that does something to the context when it is read."""
+
+    def __init__(self, value, act):
+        self._value, self._act = value, act
+
+    def __index__(self):
+        self._act()
+        return self._value
+
+
+def test_a_number_that_uses_the_context_while_it_is_read(pair, model):
+    with Context(model, n_ctx=64, n_batch=8, n_seq_max=2) as ctx:
+        rows = ctx.eval_batch([(0, [Meddler(1, lambda: ctx.eval([1] * 8, seq=1)), *[1] * 7], 1)])
+        assert rows == [7]
+        assert [ctx.n_past(0), ctx.n_past(1)] == [8, 8]
+        ctx.copy_sequence(0, 1, Meddler(4, lambda: ctx.truncate_sequence(1, 0)))
+        assert ctx.n_past(1) == 4
+
+
+def test_a_number_that_closes_the_context_while_it_is_read(pair, model):
+    for use in (
+        lambda ctx, n: ctx.eval_batch([(0, [n], 1)]),
+        lambda ctx, n: ctx.eval([n]),
+        lambda ctx, n: ctx.copy_sequence(0, 1, n),
+        lambda ctx, n: ctx.eval(ImageEmbedding.from_buffer(np.zeros((4, model.n_embd), np.float32)), stop=n),
+    ):
+        ctx = Context(model, n_ctx=64, n_batch=8, n_seq_max=2)
+        with pytest.raises(ClosedError):
+            use(ctx, Meddler(1, ctx.close))
+
+
+def test_a_batch_that_is_refused_leaves_the_context_usable(pair, model):
+    with Context(model, n_ctx=64, n_batch=8, n_seq_max=2) as ctx:
+        for entries in ([], [(9, [1], 1)], [(0, [1], 1), (0, [2], 1)], [(0, [10**6], 1)]):
+            with pytest.raises(InvalidInputError):
+                ctx.eval_batch(entries)
+        assert ctx.eval([1]) == 1

@@ -14,8 +14,8 @@
 namespace llava_native {
 
 // From hold() to its end, an abort on its thread is a C++ exception. Only for calls that run on their
-// caller's thread alone: an exception in a worker of ggml ends the process, and one in its first thread
-// leaves OpenMP believing that the loop goes on.
+// caller's thread alone and through no noexcept frame, such as a destructor: an exception in a worker of
+// ggml ends the process, and one in its first thread leaves OpenMP believing that the loop goes on.
 class LastNet {
   public:
     LastNet() = default;

@@ -36,6 +36,7 @@ cdef object _spoil(void *owner, str call, string message):
     if owner != NULL:
         _spoilt.insert(owner)
     text = message.decode("utf-8", "replace")
+    _logger.error("the native library aborted in %s: %s", call, text)  # the exception may be lost on its way
     return NativeAbort(
         f"the native library aborted in {call}: {text}; this object can only be closed now, "
         "and the process had better start again", call=call, log=_drain_log())

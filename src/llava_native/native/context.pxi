@@ -148,8 +148,6 @@ cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq):
     cdef size_t size, written
     cdef bytes state
     cdef unsigned char *into
-    cdef LastNet net
-    net.hold()
     try:
         size = llama.llama_state_seq_get_size(ctx, seq)
         state = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
@@ -157,10 +155,10 @@ cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq):
         with nogil:
             written = llama.llama_state_seq_get_data(ctx, into, size, seq)
     except _CPP_ERRORS as exc:
-        raise _error_in(
-            ctx, DecodeError, f"the state cannot be taken: {exc}", "llama_state_seq_get_data") from exc
+        raise _error(
+            DecodeError, f"the state cannot be taken: {exc}", "llama_state_seq_get_data") from exc
     if size == 0 or written != size:
-        raise _error_in(ctx, DecodeError, "the state cannot be taken", "llama_state_seq_get_data")
+        raise _error(DecodeError, "the state cannot be taken", "llama_state_seq_get_data")
     return state
 
 
@@ -168,16 +166,14 @@ cdef int native_set_state(
     llama.llama_context *ctx, int32_t seq, const unsigned char *state, size_t size) except -1:
     """llama_state_seq_set_data (llama.h). A failure leaves the sequence empty."""
     cdef size_t read
-    cdef LastNet net
-    net.hold()
     try:
         with nogil:
             read = llama.llama_state_seq_set_data(ctx, state, size, seq)
     except _CPP_ERRORS as exc:
-        raise _error_in(
-            ctx, InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
+        raise _error(
+            InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
     if read != size:
-        raise _error_in(
-            ctx, InvalidInputError, "the state is damaged, or of another model or context",
+        raise _error(
+            InvalidInputError, "the state is damaged, or of another model or context",
             "llama_state_seq_set_data")
     return 0
