@@ -379,7 +379,7 @@ cdef class Context:
 
     @property
     def logits(self):
-        """Logits : float32 (n_vocab,), a view of the row after the last token; the next ``eval`` changes it."""
+        """Logits : float32 (n_vocab,), a view of the last row; the next ``eval`` changes it."""
         cdef Logits view = Logits.__new__(Logits)
         view.c_set(self.c_logits(), 1, self._model.n_vocab, 1)
         view._context = self
