@@ -12,7 +12,7 @@ from llava_native._embedding cimport ImageEmbedding
 from llava_native._native cimport (
     native_check_sound, native_clear_memory, native_context_info, native_context_params,
     native_copy_sequence, native_free_context, native_logits, native_new_context, native_remove_positions,
-    native_set_threads,
+    native_roll_back, native_set_threads,
 )
 from llava_native._native import devices
 from llava_native.errors import (
@@ -195,7 +195,7 @@ cdef class Context:
         EmbeddingMismatchError
             The rows are not as wide as the model's.
         CancelledError, TimeoutExpiredError
-            `cancel` said stop. The sequence holds what it held before.
+            `cancel` said stop. The sequence holds what it held before (a recurrent model's, nothing).
         DecodeError, ClosedError, BusyError, ForkError
 
         Notes
@@ -253,7 +253,7 @@ cdef class Context:
         Raises
         ------
         As ``eval``
-            After each of them every sequence holds what it held before.
+            After each of them every sequence holds what it held before (a recurrent model's, nothing).
 
         Notes
         -----
@@ -279,7 +279,7 @@ cdef class Context:
                 if done:
                     self._n_past[<int32_t>seq] += <int32_t>len(tokens)
                 else:
-                    native_remove_positions(self._ptr, seq, self._n_past[<int32_t>seq])
+                    self._n_past[<int32_t>seq] = native_roll_back(self._ptr, seq, self._n_past[<int32_t>seq])
         return list(self._batch.rows)
 
     cdef int c_lay_out(self, list kept) except -1:
@@ -334,8 +334,7 @@ cdef class Context:
             self._busy = False
             if not done:
                 # slices that went through before the failure stay in the memory: take them out
-                self._n_past[seq] = n_past
-                native_remove_positions(self._ptr, seq, n_past)
+                self._n_past[seq] = native_roll_back(self._ptr, seq, n_past)
         return self._n_past[seq]
 
     cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1:
@@ -413,6 +412,8 @@ cdef class Context:
             raise InvalidInputError(f"sequence {src} holds {self._n_past[src]} tokens, not {n}")
         if src == dst:
             raise InvalidInputError(f"cannot copy sequence {src} onto itself; use truncate_sequence")
+        if self._model.is_recurrent and n != self._n_past[src]:
+            raise InvalidInputError(f"a recurrent model's sequence {src} can only be copied whole")
         native_remove_positions(self._ptr, <int32_t>dst, 0)
         if n:
             native_copy_sequence(self._ptr, <int32_t>src, <int32_t>dst, <int32_t>n)

@@ -354,6 +354,14 @@ cdef class Model:
         return self._info["is_spm"]
 
     @property
+    def is_recurrent(self):
+        """bool : whether a sequence is, in some layer, one state that cannot be cut to an earlier token.
+
+        Native: llama_model_is_recurrent, llama_model_is_hybrid (llama.h).
+        """
+        return bool(self._info["is_recurrent"])
+
+    @property
     def bos(self):
         """int : the begin-of-text token, -1 where there is none."""
         return self._info["bos"]

@@ -45,6 +45,7 @@ cdef int native_decode(llama.llama_context *ctx, llama.llama_batch *batch, Watch
 cdef float *native_logits(llama.llama_context *ctx, int32_t row) except NULL
 cdef int native_clear_memory(llama.llama_context *ctx) except -1
 cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1
+cdef int32_t native_roll_back(llama.llama_context *ctx, int32_t seq, int32_t n) except -1
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1
 cdef int native_set_threads(llama.llama_context *ctx, int32_t n_threads) except -1
 cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq)

@@ -61,7 +61,7 @@ class Llava:
     n_batch, n_ubatch, flash_attn, type_k, type_v
         As ``Context`` takes them.
     n_seq_max : int, default 4
-        Answers that are generated together.
+        Answers that are generated together; one, and no prefix is cached, if the model is recurrent.
     prefix_cache : int, optional
         Tokens of finished requests to hold in the context, and as many in main memory while that is free;
         default half of `n_ctx`, 0 none.

@@ -104,7 +104,7 @@ class Parts:
             check_range("memory_limit", limit, 0, 2**63)
         found = devices()
         gpus = [d for d in found if d["type"] in ("gpu", "igpu")] if options["n_gpu_layers"] else []
-        shape = {name: options[name] for name in named}
+        shape = {name: options[name] for name in named} | {"n_outputs": _n_outputs(options)}
         estimate = estimate_pair(*paths, **shape, devices=found, on_gpu=bool(gpus))
         room = host_room()
         for gpu in gpus:  # which layers go where is the library's choice: count them together
@@ -143,14 +143,14 @@ class Parts:
 
     def _make_engine(self, options: dict[str, Any]) -> Engine:
         """Make the context, of what is left of the options, and the engine that uses it."""
+        if self.model.is_recurrent:
+            _without_sharing(self.model, options)
+        n_outputs, n_seq_max = _n_outputs(options), _n_sequences(options)
         n_running, cells = options.pop("n_seq_max"), options.pop("prefix_cache")
         embedding_bytes, cache_dir = options.pop("embedding_cache"), options.pop("cache_dir")
         max_waiting, prompt_lookup = options.pop("max_waiting"), options.pop("prompt_lookup")
         check_range("embedding_cache", embedding_bytes, 0, 2**63)
         check_range("max_waiting", max_waiting, 1, 2**63)
-        check_range("prompt_lookup", prompt_lookup, 0, 64)
-        n_seq_max = n_sequences(n_running, options["n_ctx"], options["n_batch"], cells)
-        n_outputs = n_seq_max + n_running * prompt_lookup
         self.context = self._own(Context(self.model, n_seq_max=n_seq_max, n_outputs=n_outputs, **options))
         set_adapters(self.context, self._adapters)
         return Engine(
@@ -196,3 +196,24 @@ class Parts:
         while self._owned:  # the last first: a context needs its model
             self._owned[-1].close()
             self._owned.pop()
+
+
+def _n_sequences(options: dict[str, Any]) -> int:
+    return n_sequences(options["n_seq_max"], options["n_ctx"], options["n_batch"], options["prefix_cache"])
+
+
+def _n_outputs(options: dict[str, Any]) -> int:
+    """Return how many tokens of a batch need logits: the last of each sequence, and guessed ones."""
+    check_range("prompt_lookup", options["prompt_lookup"], 0, 64)
+    n_guesses: int = options["n_seq_max"] * options["prompt_lookup"]
+    return _n_sequences(options) + n_guesses
+
+
+def _without_sharing(model: Model, options: dict[str, Any]) -> None:
+    """Choose what suits a recurrent model: one answer at a time, which nothing is shared with."""
+    if options["prompt_lookup"]:
+        raise InvalidInputError(
+            f"{model.path} is a recurrent model, whose state cannot go back over wrong guesses: leave "
+            "prompt_lookup at 0"
+        )
+    options.update(n_seq_max=1, prefix_cache=0)

@@ -74,7 +74,7 @@ def estimate_memory(
     n_ctx: int = 4096,
     n_batch: int = 2048,
     n_ubatch: int = 592,
-    n_seq_max: int = 16,
+    n_outputs: int = 16,
     flash_attn: bool | None = None,
     type_k: str = "f16",
     type_v: str = "f16",
@@ -88,7 +88,7 @@ def estimate_memory(
     text : GGUFHeader or None
         Of a split model, the first part. None for a model that is loaded already.
     mmproj : GGUFHeader, optional
-    n_ctx, n_batch, n_ubatch, n_seq_max, flash_attn, type_k, type_v
+    n_ctx, n_batch, n_ubatch, n_outputs, flash_attn, type_k, type_v
         As ``Context`` takes them.
     devices : sequence of mapping
         As ``llava_native.devices`` returns them: which weights are copied depends on the CPU.
@@ -120,7 +120,7 @@ def estimate_memory(
         weights = sum(tensor.nbytes for tensor in tensors.values()) - repacked
         kv = shape.kv(n_ctx, type_k, type_v)
         compute = shape.compute(n_ctx, min(n_ubatch, n_batch, n_ctx), bool(flash_attn))
-        compute += n_seq_max * shape.n_vocab * 4
+        compute += n_outputs * shape.n_vocab * 4
     encoder = _encoder(mmproj) if mmproj is not None else 0
     return MemoryEstimate(weights, repacked, kv, compute, encoder)
 

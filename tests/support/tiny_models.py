@@ -246,6 +246,42 @@ def write_text_model(
     return TinyModel(path, weights, params)
 
 
+def write_recurrent_model(path: Path, *, seed: int = 0, n_embd: int = 64, n_layer: int = 2) -> Path:
+    """Write a Mamba with Phi-3's vocabulary: a text model whose memory is one state, not a cell a token."""
+    vocabulary = _vocabulary("phi-3", legacy=False)
+    n_vocab = vocabulary["tokenizer.ggml.tokens"].count
+    n_inner, n_state, n_conv, n_rank = 2 * n_embd, 8, 4, 4
+    draw = _Draw(seed)
+    draw.normal("token_embd.weight", (n_vocab, n_embd), 1.0)
+    draw.norm("output_norm", n_embd, bias=False)
+    draw.linear("output", n_vocab, n_embd, bias=False)
+    for i in range(n_layer):
+        block = f"blk.{i}."
+        draw.norm(f"{block}attn_norm", n_embd, bias=False)
+        draw.linear(f"{block}ssm_in", 2 * n_inner, n_embd, bias=False)
+        draw.linear(f"{block}ssm_conv1d", n_inner, n_conv)
+        draw.linear(f"{block}ssm_x", n_rank + 2 * n_state, n_inner, bias=False)
+        draw.linear(f"{block}ssm_dt", n_inner, n_rank)
+        draw.normal(f"{block}ssm_a", (n_inner, n_state), 0.1, mean=-1.0)
+        draw.normal(f"{block}ssm_d", (n_inner,), 1.0)
+        draw.linear(f"{block}ssm_out", n_embd, n_inner, bias=False)
+    metadata = {
+        "general.architecture": "mamba",
+        "mamba.context_length": 2048,
+        "mamba.embedding_length": n_embd,
+        "mamba.feed_forward_length": 0,
+        "mamba.attention.head_count": 0,
+        "mamba.block_count": n_layer,
+        "mamba.ssm.conv_kernel": n_conv,
+        "mamba.ssm.inner_size": n_inner,
+        "mamba.ssm.state_size": n_state,
+        "mamba.ssm.time_step_rank": n_rank,
+        "mamba.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    write_gguf(path, metadata | vocabulary, {n: _stored(array, "f32") for n, array in draw.weights.items()})
+    return path
+
+
 def vision_weights(params: VisionParams, seed: int) -> Weights:
     """Return a whole CLIP tower and its projector under their Hugging Face names."""
     draw = _Draw(seed)

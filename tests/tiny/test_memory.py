@@ -29,7 +29,7 @@ def test_text_model_against_the_log(tmp_path, caplog):
     ).path
     for options in ({}, {"flash_attn": True}, {"n_ctx": 1000, "n_ubatch": 512}, {"type_k": "q8_0"}):
         caplog.clear()
-        estimate = estimate_pair(path, None, n_seq_max=1, devices=devices(), **options)
+        estimate = estimate_pair(path, None, n_outputs=1, devices=devices(), **options)
         with caplog.at_level(logging.DEBUG, "llava_native"), Model(path) as model, Context(model, **options):
             pass
         weights = allocated(caplog, "model")

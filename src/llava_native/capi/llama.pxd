@@ -170,6 +170,8 @@ cdef extern from "llama.h" nogil:
     uint64_t llama_model_n_params(const llama_model *model)
     const char *llama_model_chat_template(const llama_model *model, const char *name) except +
     cbool llama_model_has_encoder(const llama_model *model)
+    cbool llama_model_is_recurrent(const llama_model *model)
+    cbool llama_model_is_hybrid(const llama_model *model)
     cbool llama_model_has_decoder(const llama_model *model)
     int32_t llama_model_meta_count(const llama_model *model)
     int32_t llama_model_meta_key_by_index(

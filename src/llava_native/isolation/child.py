@@ -33,7 +33,7 @@ REASONS: Final = (None, "eog", "stop", "length", "cancelled")
 _ORPHAN_S: Final = 1.0  # how often the child looks whether its parent lives; a closed socket tells at once
 MODEL_FACTS: Final = (
     "path", "n_embd", "n_vocab", "n_ctx_train", "n_layer", "n_params", "size_bytes", "description",
-    "metadata", "chat_template", "special_tokens", "bos", "eos", "eot", "add_bos", "is_spm",
+    "metadata", "chat_template", "special_tokens", "bos", "eos", "eot", "add_bos", "is_spm", "is_recurrent",
 )  # fmt: skip
 ENCODER_FACTS: Final = (
     "path", "dtype", "fingerprint", "n_threads", "n_embd", "image_size", "patch_size", "n_tokens",

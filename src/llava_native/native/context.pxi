@@ -124,6 +124,16 @@ cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t 
     return 0
 
 
+cdef int32_t native_roll_back(llama.llama_context *ctx, int32_t seq, int32_t n) except -1:
+    """Cut a sequence to `n` tokens, a recurrent model's to none; return how many are left."""
+    try:
+        native_remove_positions(ctx, seq, n)
+    except InvalidInputError:
+        native_remove_positions(ctx, seq, 0)
+        return 0
+    return n
+
+
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1:
     """llama_memory_seq_cp (llama.h): share cells, copy nothing."""
     cdef LastNet net

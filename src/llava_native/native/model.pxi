@@ -104,6 +104,7 @@ cdef dict native_model_info(llama.llama_model *model):
             llama.LLAMA_ROPE_TYPE_NONE, llama.LLAMA_ROPE_TYPE_NORM, llama.LLAMA_ROPE_TYPE_NEOX),
         "is_decoder_only": (
             llama.llama_model_has_decoder(model) and not llama.llama_model_has_encoder(model)),
+        "is_recurrent": llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model),
         "bos": llama.llama_vocab_bos(vocab),
         "eos": llama.llama_vocab_eos(vocab),
         "eot": llama.llama_vocab_eot(vocab),
