@@ -18,6 +18,7 @@ from .data_scene import (
     SHAPES,
     SIZES,
     Scene,
+    Thing,
     degrade,
     draw_scene,
     preprocess,
@@ -25,7 +26,7 @@ from .data_scene import (
     square,
 )
 from .data_talk import left_to_right
-from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE
+from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE, POINTING_LAYERS
 
 SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>", "<pad>", "<|endoftext|>")
 VOCAB_SIZE = 768
@@ -74,16 +75,42 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {s: tokenizer.token_to_id(s) for s in SPECIAL}
 
 
-def patch_truth(scene: Scene, ids: Image.Image) -> np.ndarray:
-    """Tell what is on each patch: float32 ``(n_patches, 11)``, see `model.PatchHeads.loss`."""
+def to_count(scene: Scene, thing: Thing) -> list[list[Thing]]:
+    """Say what tells a thing's place and number: things left of it, above it, all, and those alike.
+
+    Alike are first those of its shape, then those of its colour, itself among them.
+    """
+    return [
+        [t for t in scene.things if t.x < thing.x],
+        [t for t in scene.things if t.y < thing.y],
+        scene.things,
+        [t for t in scene.things if t.shape == thing.shape],
+        [t for t in scene.things if t.colour == thing.colour],
+    ]
+
+
+def patch_truth(scene: Scene, ids: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Tell what is on each patch, and what is to be counted from there.
+
+    Returns
+    -------
+    truth : ndarray
+        float32 ``(n_patches, 15)``, see `model.PatchHeads.loss`.
+    counted : ndarray
+        bool ``(5, n_patches, 1 + n_patches)``, see `model.counting_loss`.
+    """
     side = IMAGE_SIZE // PATCH_SIZE
     grid = np.asarray(square(ids, 0).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST))
     blocks = grid.reshape(side, PATCH_SIZE, side, PATCH_SIZE).transpose(0, 2, 1, 3).reshape(side * side, -1)
-    truth = np.zeros((side * side, 11), np.float32)
+    truth = np.zeros((side * side, 15), np.float32)
+    counted = np.zeros((5, side * side, 1 + side * side), bool)
     offset = ((1 - scene.width) / 2, (1 - scene.height) / 2)
     best = np.full(side * side, 0.1 * PATCH_SIZE**2)
     middle = (np.arange(side) + 0.5) / side
-    order = left_to_right(scene.things)
+    centres = {
+        id(t): int(min(0.999, t.y + offset[1]) * side) * side + int(min(0.999, t.x + offset[0]) * side)
+        for t in scene.things
+    }
     for i, thing in enumerate(scene.things):
         count = (blocks == 1 + i).sum(1)
         here = count > best
@@ -94,23 +121,29 @@ def patch_truth(scene: Scene, ids: Image.Image) -> np.ndarray:
             1 + list(COLOURS).index(thing.colour),
             1 + list(SIZES).index(thing.size),
         )
-        truth[here, 4] = 1 + order.index(thing)
-        truth[here, 7] = (x - np.tile(middle, side))[here]
-        truth[here, 8] = (y - np.repeat(middle, side))[here]
-        truth[here, 9:11] = x, y
-        truth[min(side - 1, int(y * side)) * side + min(side - 1, int(x * side)), 6] = 1
+        groups = to_count(scene, thing)
+        truth[here, 4] = 1 + len(groups[0])
+        truth[here, 6:10] = 1 + len(groups[1]), *(len(group) for group in groups[2:])
+        truth[here, 11] = (x - np.tile(middle, side))[here]
+        truth[here, 12] = (y - np.repeat(middle, side))[here]
+        truth[here, 13:15] = x, y
+        for kind, group in enumerate(groups):
+            row = np.zeros(1 + side * side, bool)
+            row[[0] + [1 + centres[id(t)] for t in group]] = True
+            counted[kind][here] = row
+    truth[list(centres.values()), 10] = 1
     centre = blocks.reshape(-1, PATCH_SIZE, PATCH_SIZE)[:, PATCH_SIZE // 2, PATCH_SIZE // 2].astype(int) - 10
     place, char = np.divmod(centre, len(CHARS))
     truth[:, 3] = np.where(centre >= 0, 1 + char, 0)
     truth[:, 5] = np.where(centre >= 0, 1 + place, 0)
-    return truth
+    return truth, counted
 
 
-def picture_of(scene: Scene, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene as the tower sees it, with the world's degradations, and its patch truth."""
+def picture_of(scene: Scene, rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a scene as the tower sees it, with the world's degradations, and its patches' truth."""
     long_side = rng.randint(80, 110) if rng.random() < 0.15 else rng.randint(110, 260)
     picture, ids = draw_scene(scene, long_side)
-    return preprocess(degrade(picture, rng), IMAGE_SIZE), patch_truth(scene, ids)
+    return preprocess(degrade(picture, rng), IMAGE_SIZE), *patch_truth(scene, ids)
 
 
 class Packer:
@@ -158,8 +191,9 @@ class Packer:
 
         A token's weight is 0 where the model need not say it itself. A long answer weighs more than a short
         one, but less than its length: most questions are answered in a word or two, and a description in
-        forty. The third list has (0, a token that names things, what is true of them: see `naming`) and,
-        for each question about one thing, (1, the token after which the answer begins, the thing).
+        forty. The third list tells where to look from which token: (0, the last word of a name, what is true
+        of the things so named, or the thing), (1, the token before the answer, the thing that it is about)
+        and, for the names that an answer lists, (2, the token before each of a name's words, the thing).
         """
         ids: list[int] = []
         weights: list[float] = []
@@ -176,20 +210,25 @@ class Packer:
             about += [(0, len(ids) + at, truth) for at, truth in self.naming(ask)]
             if turn.thing is not None:
                 about.append((1, len(ids) + len(ask) - 1, turn.thing))
-            ids += ask + say
+            ids += ask
+            if turn.listed:
+                for (at, words), thing in zip(self.naming(say), turn.listed, strict=True):
+                    about.append((0, len(ids) + at, thing))
+                    about += [(2, len(ids) + at - back, thing) for back in range(1, len(words) + 1)]
+            ids += say
             weights += [0.0] * len(ask) + [len(say) ** -0.5] * len(say)
         return ids, weights, about
 
-    def naming(self, ask: list[int]) -> list[tuple[int, dict[int, int]]]:
-        """Find where a question has named things ("large red star"), and what is true of them.
+    def naming(self, tokens: list[int]) -> list[tuple[int, dict[int, int]]]:
+        """Find where a text has named things ("large red star"), and what is true of them.
 
         Returns
         -------
         list of (int, dict)
-            Place of the name's last word in `ask`; column of `patch_truth` → value. A size names nothing.
+            Place of the name's last word in `tokens`; column of `patch_truth` → value. A size names nothing.
         """
         found: list[tuple[int, dict[int, int]]] = []
-        for i, token in enumerate(ask):
+        for i, token in enumerate(tokens):
             if token in self.says:
                 column, value = self.says[token]
                 goes_on = bool(found) and found[-1][0] == i - 1 and column not in found[-1][1]
@@ -246,7 +285,8 @@ def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[di
     row = packer.pack(prefix, segments)
     order = left_to_right(scenes[0].things)
     row["about"] = [
-        (hop, at, what if hop == 0 else {4: 1 + order.index(what)}) for hop, at, what in row["about"]
+        (hop, at, what if isinstance(what, dict) else {4: 1 + order.index(what)})
+        for hop, at, what in row["about"]
     ]
     return row, [picture_of(s, rng) for s in scenes], kinds
 
@@ -256,12 +296,12 @@ def stack_rows(packer: Packer, made: list) -> dict[str, torch.Tensor]:
     names = ("ids", "segment", "position", "label", "weight")
     batch = {k: torch.from_numpy(np.stack([row[0][k] for row in made])) for k in names}
     pictures = [picture for row in made for picture in row[1]]
-    batch["pixels"] = torch.from_numpy(np.stack([p for p, _ in pictures]))
-    batch["patches"] = torch.from_numpy(np.stack([t for _, t in pictures]))
+    for name, arrays in zip(("pixels", "patches", "counted"), zip(*pictures, strict=True), strict=True):
+        batch[name] = torch.from_numpy(np.stack(arrays))
     batch["image_at"] = (batch["ids"].flatten() == packer.id["<image>"]).nonzero()[:, 0]
     batch["where"] = (batch["label"].flatten() >= 0).nonzero()[:, 0]
     batch["words"] = packer.words
-    batch["pointing"] = [pointing(packer, made, hop) for hop in (0, 1)]
+    batch["pointing"] = [pointing(packer, made, hop) for hop in range(len(POINTING_LAYERS))]
     for name in ("label", "weight"):
         batch[name] = batch[name].flatten()[batch["where"]]
     return batch
@@ -277,7 +317,7 @@ def pointing(packer: Packer, made: list, hop: int) -> tuple[torch.Tensor, torch.
             target[image] = np.concatenate(
                 [
                     np.all([patches[:, column] == value for column, value in truth.items()], axis=0)
-                    for _, patches in pictures
+                    for _, patches, _ in pictures
                 ]
             )
             if target.any():  # there, and not hidden by others

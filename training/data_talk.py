@@ -6,7 +6,7 @@ Answers have one form each, so that an exact match is meaningful; questions vary
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import data_phrases as say
 from .data_scene import COLOURS, SHAPES, Scene, Thing
@@ -18,12 +18,16 @@ CLEAR = 0.045  # centres closer than this, along an axis, are neither left of no
 
 @dataclass
 class Turn:
-    """A question, its true answer, its kind, and the thing it was about (for a question that says "it")."""
+    """A question, its true answer, and its kind.
+
+    `thing` is what it was about (for a question that says "it"), `listed` what the answer names, in order.
+    """
 
     question: str
     answer: str
     kind: str
     thing: Thing | None = None
+    listed: list[Thing] = field(default_factory=list)
 
 
 def article(noun: str) -> str:
@@ -102,7 +106,7 @@ def pick(rng: random.Random, scene: Scene) -> tuple[Thing, str]:
 
 def ask_describe(rng, scene):
     """Ask for everything."""
-    return Turn(rng.choice(say.ASK_DESCRIBE), describe(scene), "describe")
+    return Turn(rng.choice(say.ASK_DESCRIBE), describe(scene), "describe", listed=left_to_right(scene.things))
 
 
 def ask_count(rng, scene):
@@ -222,7 +226,7 @@ def ask_relation(rng, scene):
     if found is None or (not found and rng.random() < 0.5):
         return None
     text = rng.choice(say.ASK_RELATION).format(r=rng.choice(say.WORDS_WHERE[where]), x=name)
-    return Turn(text, relation_answer(found), "position", thing)
+    return Turn(text, relation_answer(found), "position", thing, found)
 
 
 def ask_is_relation(rng, scene):
@@ -296,7 +300,7 @@ def ask_largest(rng, scene):
     text = rng.choice(say.ASK_LARGEST).format(
         s=rng.choice(("smallest", "tiniest")) if small else rng.choice(("largest", "biggest"))
     )
-    return Turn(text, f"The {short_name(order[0])}.", "largest", order[0])
+    return Turn(text, f"The {short_name(order[0])}.", "largest", order[0], order[:1])
 
 
 def ask_read(rng, scene):
@@ -370,7 +374,7 @@ def follow(rng: random.Random, scene: Scene, thing: Thing) -> Turn | None:
     if found is None:
         return None
     text = rng.choice(say.FOLLOW_RELATION).format(r=rng.choice(say.WORDS_WHERE[where]))
-    return Turn(text, relation_answer(found), "position", thing)
+    return Turn(text, relation_answer(found), "position", thing, found)
 
 
 def converse(rng: random.Random, scene: Scene, turns: int) -> list[Turn]:

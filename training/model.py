@@ -27,7 +27,20 @@ OFFSETS = (  # of the patches that a layer's four heads look at first
 )
 SHARPNESS = 0.5
 WORD_SCALE = 2.0
-POINTING_LAYERS = (1, 2)  # whose first head looks at the thing that a question is about
+POINTING_LAYERS = (1, 2, 3)  # of the text model: whose first head looks at what is named, asked, to be said
+COUNTING_HEADS = ((4, 0), (4, 1), (4, 2), (5, 0), (5, 1))  # of the tower, (layer, head): see `counting_loss`
+PATCH_CLASSES = {  # name: number of classes, and the weight of class 0, since most patches show nothing
+    "shape": (len(SHAPES) + 1, 0.2),
+    "colour": (len(COLOURS) + 1, 0.2),
+    "size": (len(SIZES) + 1, 0.2),
+    "character": (len(CHARS) + 1, 0.06),
+    "order": (6, 0.2),
+    "place": (6, 0.06),
+    "height": (6, 0.2),
+    "number": (6, 0.2),
+    "number of its shape": (6, 0.2),
+    "number of its colour": (6, 0.2),
+}
 CHUNK = 64  # queries of a causal attention that are taken together
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -127,7 +140,7 @@ def lean_attention(module, query, key, value, mask, scaling, **_unused):
     """Attend with few passes over the scores: on a CPU, faster to train than SDPA."""
     query = query * scaling
     if hasattr(module, "seen"):
-        module.seen = query[:, 0], key[:, 0], mask[:, 0]
+        module.seen = query, key, mask
     if mask is None:
         out = (query @ key.transpose(-1, -2)).softmax(-1) @ value
     else:
@@ -202,16 +215,17 @@ def cosine_filters(n: int, side: int) -> torch.Tensor:
 class PatchHeads(nn.Module):
     """Say, for each image token, what is there: only for training, dropped at export.
 
-    Classes (0: nothing there): shape, colour and size of the thing on the patch, the character on it, the
-    thing's place from left to right, the character's place in the text. Then whether the patch holds a
-    thing's centre, the way from the patch to that centre, and where in the picture the centre is. What a
-    language model needs to tell things apart and in order is so in every token.
+    `PATCH_CLASSES` (class 0: nothing there) are the shape, colour and size of the thing on the patch, the
+    character on it, the thing's place from left to right, the character's place in the text, the thing's
+    place from the top, the number of all things, of those of its shape, and of those of its colour. Then
+    whether the patch holds a thing's centre, the way from the patch to that centre, and where in the picture
+    the centre is. What a language model needs to tell things apart, in order, and to count them is so in
+    every token.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.classes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(CHARS) + 1, 6, 6)
-        self.rare = (0.2, 0.2, 0.2, 0.06, 0.2, 0.06)  # the weight of class 0: most patches show nothing
+        self.classes = [size for size, _ in PATCH_CLASSES.values()]
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, sum(self.classes) + 5)
 
@@ -220,16 +234,16 @@ class PatchHeads(nn.Module):
         return self.out(self.norm(features.float())).split((*self.classes, 1, 4), dim=-1)
 
     def loss(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare with the truth ``(n, n_patches, 11)``: six classes, centre flag, dx, dy, x and y."""
+        """Compare with the truth ``(n, n_patches, 15)``: ten classes, centre flag, dx, dy, x and y."""
         *classes, flag, lengths = self(features)
-        total = functional.binary_cross_entropy_with_logits(flag[..., 0], target[..., 6])
-        for i, part in enumerate(classes):
-            weight = torch.ones(self.classes[i])
-            weight[0] = self.rare[i]
+        total = functional.binary_cross_entropy_with_logits(flag[..., 0], target[..., 10])
+        for i, (part, (size, nothing)) in enumerate(zip(classes, PATCH_CLASSES.values(), strict=True)):
+            weight = torch.ones(size)
+            weight[0] = nothing
             truth = target[..., i].flatten().long()
             total = total + functional.cross_entropy(part.flatten(0, 1), truth, weight)
         on = (target[..., 0] > 0).float().unsqueeze(-1)
-        return total + 2 * ((lengths - target[..., 7:] * 4).abs() * on).sum() / (on.sum() * 4 + 1)
+        return total + 2 * ((lengths - target[..., 11:] * 4).abs() * on).sum() / (on.sum() * 4 + 1)
 
 
 def word_loss(features: torch.Tensor, table: torch.Tensor, words: list, target: torch.Tensor) -> torch.Tensor:
@@ -258,6 +272,27 @@ def word_loss(features: torch.Tensor, table: torch.Tensor, words: list, target: 
         losses = functional.cross_entropy(logits, target[..., column][on].long() - 1, reduction="sum")
         total = total + losses / on.sum().clamp_min(1)
     return total
+
+
+def counting_loss(query: torch.Tensor, key: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Let a head of the tower count: look equally at the class token and at each thing to be counted.
+
+    The class token's share is then 1 / (1 + number), whatever the things' sizes. From a thing's patches, one
+    head looks so at the centres of the things left of it, others at those above it, at all, at those of its
+    shape and at those of its colour. Without this, one patch in six did not know its thing's place in order.
+
+    Parameters
+    ----------
+    query, key : Tensor
+        Of the head, ``(n, 1 + n_patches, head)``, the query scaled.
+    counted : Tensor
+        float32 ``(n, n_patches, 1 + n_patches)``: where to look from which patch, the class token first; only
+        zeros for a patch with nothing on it.
+    """
+    number = counted.sum(-1)
+    on = number > 0
+    looks = (query[:, 1:] @ key.transpose(-1, -2)).log_softmax(-1)
+    return -((looks * counted).sum(-1)[on] / number[on] + number[on].log()).mean()
 
 
 def pointing_loss(query, key, bias, point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -295,13 +330,11 @@ class Trainee(nn.Module):
         self.llava = LlavaForConditionalGeneration(config)
         self.llava.set_attn_implementation("eager")  # generation, evaluation; training: see `train_lean`
         self.heads = PatchHeads(config.text_config.hidden_size)
-        for pointer in self.pointers():
-            pointer.seen = None  # what its first head compares: see `pointing_loss`
-
-    def pointers(self) -> list[nn.Module]:
-        """Return the attentions that learn to point."""
-        layers = self.llava.model.language_model.layers
-        return [layers[number].self_attn for number in POINTING_LAYERS]
+        text, tower = self.llava.model.language_model.layers, self.llava.model.vision_tower.encoder.layers
+        self.pointers = [text[number].self_attn for number in POINTING_LAYERS]
+        self.counters = [(tower[number].self_attn, head) for number, head in COUNTING_HEADS]
+        for attention in [*self.pointers, *(attention for attention, _ in self.counters)]:
+            attention.seen = None  # queries, keys and mask, kept for `pointing_loss` and `counting_loss`
 
     def train_lean(self) -> None:
         """Use the fast attention, which knows only the masks of `logits`."""
@@ -345,12 +378,15 @@ class Trainee(nn.Module):
         patches = self.heads.loss(features, batch["patches"])
         table = self.llava.get_input_embeddings().weight
         patches = patches + word_loss(features, table, batch["words"], batch["patches"])
+        for (counter, head), counted in zip(self.counters, batch["counted"].float().unbind(1), strict=True):
+            query, key, _ = counter.seen
+            patches = patches + counting_loss(query[:, head], key[:, head], counted)
         if not text:
             return torch.zeros(()), patches
         losses = functional.cross_entropy(self.logits(features, batch), batch["label"], reduction="none")
         answer = (losses @ batch["weight"]) / batch["weight"].sum()
-        for pointer, lesson in zip(self.pointers(), batch["pointing"], strict=True):
-            patches = patches + pointing_loss(*pointer.seen, *lesson)
+        for pointer, lesson in zip(self.pointers, batch["pointing"], strict=True):
+            patches = patches + pointing_loss(*(part[:, 0] for part in pointer.seen), *lesson)
         return answer, patches
 
 

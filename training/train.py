@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_ids, stack_rows
-from .model import Trainee, learning_rate, look_around, make_config, split_parameters
+from .model import PATCH_CLASSES, Trainee, learning_rate, look_around, make_config, split_parameters
 from .muon import Muon
 
 ROWS, PAIRS = 5, 2  # rows of a process's batch, and how many of them show two pictures
@@ -194,7 +194,7 @@ def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dic
         features = model.features(batch["pixels"])
         right = model.logits(features, batch).argmax(-1) == batch["label"]
         parts = model.heads(features)
-        for i, name in enumerate(("shape", "colour", "size", "character", "order", "place")):
+        for i, name in enumerate(PATCH_CLASSES):
             on = batch["patches"][..., i] > 0
             found["patch " + name].append(
                 (parts[i].argmax(-1) == batch["patches"][..., i])[on].float().mean()

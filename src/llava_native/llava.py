@@ -56,10 +56,8 @@ class Llava:
         only.
     lora : str, os.PathLike, (path, scale), or a list of these, optional
         LoRA adapters of the text model, GGUF files; a scale of 1.0 takes all of one.
-    dtype, device, kv_overrides
-        As ``ImageEncoder`` and ``Model`` take them.
-    n_batch, n_ubatch, flash_attn, type_k, type_v
-        As ``Context`` takes them.
+    dtype, device, kv_overrides, n_batch, n_ubatch, flash_attn, type_k, type_v
+        As ``ImageEncoder``, ``Model`` and ``Context`` take them.
     n_seq_max : int, default 4
         Answers that are generated together; one, and no prefix is cached, if the model is recurrent.
     prefix_cache : int, optional
