@@ -18,14 +18,13 @@ from .data_scene import (
     SHAPES,
     SIZES,
     Scene,
-    Thing,
     degrade,
     draw_scene,
     preprocess,
     sample_scene,
     square,
 )
-from .data_talk import left_to_right
+from .data_talk import left_to_right, to_count
 from .model import IMAGE_SIZE, N_IMAGE_TOKENS, PATCH_SIZE, POINTING_LAYERS
 
 SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>", "<pad>", "<|endoftext|>")
@@ -73,20 +72,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Map each special token to its id."""
     return {s: tokenizer.token_to_id(s) for s in SPECIAL}
-
-
-def to_count(scene: Scene, thing: Thing) -> list[list[Thing]]:
-    """Say what tells a thing's place and number: things left of it, above it, all, and those alike.
-
-    Alike are first those of its shape, then those of its colour, itself among them.
-    """
-    return [
-        [t for t in scene.things if t.x < thing.x],
-        [t for t in scene.things if t.y < thing.y],
-        scene.things,
-        [t for t in scene.things if t.shape == thing.shape],
-        [t for t in scene.things if t.colour == thing.colour],
-    ]
 
 
 def patch_truth(scene: Scene, ids: Image.Image) -> tuple[np.ndarray, np.ndarray]:

@@ -61,6 +61,20 @@ def left_to_right(things) -> list[Thing]:
     return sorted(things, key=lambda t: t.x)
 
 
+def to_count(scene: Scene, thing: Thing) -> list[list[Thing]]:
+    """Say what tells a thing's place and number: things left of it, above it, all, and those alike.
+
+    Alike are first those of its shape, then those of its colour, itself among them.
+    """
+    return [
+        [t for t in scene.things if t.x < thing.x],
+        [t for t in scene.things if t.y < thing.y],
+        scene.things,
+        [t for t in scene.things if t.shape == thing.shape],
+        [t for t in scene.things if t.colour == thing.colour],
+    ]
+
+
 def describe(scene: Scene) -> str:
     """Tell everything in a scene: things from left to right, then the printed text."""
     parts = [join([article(full_name(t)) for t in left_to_right(scene.things)])] if scene.things else []

@@ -104,3 +104,34 @@ def test_conversation_has_its_turns_and_kinds():
         "yes/no",
         "reading",
     }
+
+
+def test_listed_things_are_those_that_the_answer_names():
+    rng = random.Random(5)
+    listed = 0
+    for seed in range(200):
+        scene = scenes.sample_scene(seed)
+        for asker in (talk.ask_describe, talk.ask_relation, talk.ask_largest):
+            turn = asker(rng, scene)
+            if turn:
+                shapes = [w.strip(",.") for w in turn.answer.split() if w.strip(",.") in scenes.SHAPES]
+                assert shapes == [thing.shape for thing in turn.listed]
+                assert all(thing.colour in turn.answer for thing in turn.listed)
+                listed += len(turn.listed)
+    assert listed > 600
+
+
+def test_counting_agrees_with_the_questions_about_place_and_number():
+    for seed in range(200):
+        scene = scenes.sample_scene(seed)
+        order = talk.left_to_right(scene.things)
+        for thing in scene.things:
+            left, above, every, shape, colour = talk.to_count(scene, thing)
+            assert len(left) == order.index(thing)
+            assert all(t.y < thing.y for t in above)
+            assert thing not in above
+            assert every == scene.things
+            assert thing in shape
+            assert {t.shape for t in shape} == {thing.shape}
+            assert thing in colour
+            assert {t.colour for t in colour} == {thing.colour}
