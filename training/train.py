@@ -230,10 +230,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
-    add("--steps", type=int, default=11300, help="all steps")
+    add("--steps", type=int, default=16300, help="all steps")
     add("--cooldown", type=int, default=6500, help="steps at the end over which the learning rate falls to 0")
-    add("--eyes", type=int, default=2960, help="steps at the start that train only the vision tower")
-    add("--still", type=int, default=10200, help="step until which the eyes then stand still")
+    add("--eyes", type=int, default=5300, help="steps at the start that train only the vision tower")
+    add("--still", type=int, default=12600, help="step until which the eyes then stand still")
     add("--lr", type=float, default=4e-3, help="of the hidden layers' matrices (Muon)")
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="one a core; the batch grows with them")
