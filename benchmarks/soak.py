@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import threading
@@ -33,6 +34,7 @@ QUESTIONS = (
     "What colour is it?",
 )
 LIMIT_BYTES = 100  # of memory a request
+TIE = 0.02  # two tokens whose log-probabilities differ by less: rounding decides, and cells decide rounding
 
 
 def picture(number: int) -> Image.Image:
@@ -64,8 +66,9 @@ class Soak:
 
     def __init__(self, llava: Llava) -> None:
         self.llava = llava
-        self.first: dict[tuple[int, int], str] = {}
-        self.counts = {"answered": 0, "stopped": 0, "wrong": 0}
+        self.first: dict[tuple[int, int], tuple[str, float]] = {}  # an answer, and its closest decision
+        self.counts = {"answered": 0, "stopped": 0, "wrong": 0, "ties": 0}
+        self.changed: list[tuple[int, str, str, str]] = []  # picture, question, first answer, another one
 
     def request(self, number: int) -> None:
         """Ask about a known or a new picture, and let it end or stop it."""
@@ -74,11 +77,13 @@ class Soak:
         question = draw.randrange(len(QUESTIONS))
         stop = draw.choice(("never", "timeout", "tokens"))
         timeout = draw.uniform(0, 0.1) if stop == "timeout" else None
+        options = {"temperature": 0, "max_tokens": 48, "timeout": timeout, "logprobs": 2}
+        closest = math.inf
         try:
-            with self.llava.stream(
-                QUESTIONS[question], image=picture(which), temperature=0, max_tokens=48, timeout=timeout
-            ) as stream:
-                for n, _ in enumerate(stream):
+            with self.llava.stream(QUESTIONS[question], image=picture(which), **options) as stream:
+                for n, token in enumerate(stream):
+                    (_, best), (_, second) = token.top_logprobs
+                    closest = min(closest, best - second)
                     if stop == "tokens" and n == draw.randrange(6):
                         self.counts["stopped"] += 1
                         return
@@ -86,8 +91,12 @@ class Soak:
             self.counts["stopped"] += 1
             return
         self.counts["answered"] += 1
-        if which < KNOWN and self.first.setdefault((which, question), stream.text) != stream.text:
-            self.counts["wrong"] += 1
+        if which >= KNOWN:
+            return
+        first, gap = self.first.setdefault((which, question), (stream.text, closest))
+        if first != stream.text:
+            self.counts["ties" if min(gap, closest) < TIE else "wrong"] += 1
+            self.changed.append((which, QUESTIONS[question], first, stream.text))
 
 
 def slope(points: list[tuple[int, int]]) -> float:
@@ -116,6 +125,7 @@ def run(requests: int, threads: int, step: int = 250) -> dict[str, object]:
         "requests": requests, "seconds": round(time.monotonic() - began), **soak.counts,
         "bytes_a_request": round(slope(points[len(points) // 5 :]), 1),
         "descriptors_and_threads": [before, after], "alive": sum(live_counts().values()),
+        "changed": soak.changed,
     }  # fmt: skip
 
 
