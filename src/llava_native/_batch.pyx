@@ -24,18 +24,18 @@ cdef class Batch:
         self.c_clear()
         return 0
 
-    cdef void c_clear(self) noexcept:
+    cdef void c_clear(self) noexcept:  # vector::clear throws nothing
         self.n = 0
         self.rows.clear()
 
-    cdef void c_push(self, int32_t token, int32_t position, int32_t seq) noexcept:
+    cdef void c_push(self, int32_t token, int32_t position, int32_t seq) noexcept:  # it writes numbers
         """Add an entry; the caller knows that there is room."""
         self.tokens[self.n] = token
         self._positions[self.n] = position
         self._seq_ids[self.n] = seq
         self.n += 1
 
-    cdef void c_span(self, int32_t seq, int32_t first, Py_ssize_t n) noexcept:
+    cdef void c_span(self, int32_t seq, int32_t first, Py_ssize_t n) noexcept:  # it writes numbers
         """Lay `n` entries of one sequence out from position `first` on, and nothing else."""
         cdef Py_ssize_t i
         self.c_clear()
@@ -48,14 +48,14 @@ cdef class Batch:
         self.rows.push_back(<int32_t>row)
         return 0
 
-    cdef cbool c_holds(self, int32_t seq) noexcept:
+    cdef cbool c_holds(self, int32_t seq) noexcept:  # it compares numbers
         cdef Py_ssize_t i
         for i in range(self.n):
             if self._seq_ids[i] == seq:
                 return True
         return False
 
-    cdef cbool c_has_logits(self, long long row) noexcept:
+    cdef cbool c_has_logits(self, long long row) noexcept:  # it compares numbers
         for known in self.rows:
             if known == row:
                 return True

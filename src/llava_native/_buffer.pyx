@@ -188,7 +188,7 @@ cdef void _delete_tensor(DLManagedTensorVersioned *tensor) noexcept with gil:
     free(tensor)
 
 
-cdef void _drop_capsule(object capsule) noexcept:
+cdef void _drop_capsule(object capsule) noexcept:  # a destructor has nobody to raise to
     # a consumer renames the capsule; one that nobody consumed is ours to free
     if PyCapsule_IsValid(capsule, DL_NAME):
         _delete_tensor(<DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, DL_NAME))

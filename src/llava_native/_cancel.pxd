@@ -18,7 +18,7 @@ cdef class CancelToken:
     cdef long long _deadline_ns
 
 
-cdef void watch_begin(Watch *watch, CancelToken token, object progress) noexcept
+cdef int watch_begin(Watch *watch, CancelToken token, object progress) except -1
 cdef bint watch_stop(Watch *watch) noexcept nogil
 cdef cbool watch_progress(float progress, void *watch) noexcept nogil
 cdef int watch_end(Watch *watch, str what) except -1

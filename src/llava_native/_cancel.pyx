@@ -75,7 +75,7 @@ cdef class CancelToken:
             raise TimeoutExpiredError("the timeout expired")
 
 
-cdef void watch_begin(Watch *watch, CancelToken token, object progress) noexcept:
+cdef int watch_begin(Watch *watch, CancelToken token, object progress) except -1:
     """Start watching a call. The caller keeps `token` and `progress` alive until `watch_end`."""
     watch.cancelled = NULL
     watch.deadline_ns = 0
@@ -91,6 +91,7 @@ cdef void watch_begin(Watch *watch, CancelToken token, object progress) noexcept
         watch.progress = <PyObject *>progress
     if threading.get_ident() == threading.main_thread().ident:
         watch.next_poll_ns = steady_ns() + SIGNAL_POLL_NS
+    return 0
 
 
 cdef bint _signals_raise(Watch *watch) noexcept with gil:

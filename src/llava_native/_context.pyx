@@ -326,8 +326,8 @@ cdef class Context:
         self.c_check_room(seq, n)
         self._busy = True
         self.c_forget_logits()
-        watch_begin(&self._watch, cancel, None)
         try:
+            watch_begin(&self._watch, cancel, None)
             self.c_decode_slices(seq, n, rows, logits)
             done = True
         finally:

@@ -107,12 +107,12 @@ cdef class ImageEncoder:
             if dtype == "bf16":
                 raise ModelLoadError("this build has no patch 0003, which keeps F16 weights as BF16")
             self.dtype = self._info.dtype.lower()
+        self._pid = getpid()
         watch_begin(&self._watch, cancel, progress)
         try:
             self._ptr = native_load_encoder(self.path, &params, device, &self._watch)
         finally:
             watch_begin(&self._watch, None, None)
-        self._pid = getpid()
 
     def __dealloc__(self):
         if self._ptr != NULL and self._pid == getpid():
@@ -200,8 +200,8 @@ cdef class ImageEncoder:
                 raise InvalidInputError(f"{buffer.len} bytes are not {width}x{height} RGB pixels")
             self.c_enter()
             self._busy = True
-            watch_begin(&self._watch, cancel, None)
             try:
+                watch_begin(&self._watch, cancel, None)
                 native_encode(
                     self._ptr, <const unsigned char *>buffer.buf, width, height, &rows, &self._watch)
                 return _collect(&rows, self._info.n_embd, self.fingerprint)

@@ -275,3 +275,19 @@ def test_ctrl_c_in_load(pair):
     )
     # not strict: a signal after the last look at it may come before `close`
     assert outcome(code, pair.text.path, pair.mmproj.path, strict=False) == (0, "0", "")
+
+
+def test_interrupt_before_the_native_call_is_raised_and_the_context_works(ctx, monkeypatch):
+    """Ctrl-C may arrive while the watch of a call is set up, which runs Python code."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.main_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ctx.eval([5, 6])
+        with pytest.raises(KeyboardInterrupt):
+            ctx.eval_batch([(0, [5, 6], True)])
+    assert ctx.n_past() == 0
+    assert ctx.eval([5, 6]) == 2

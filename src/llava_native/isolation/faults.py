@@ -12,7 +12,8 @@ __all__ = ["from_data", "to_data"]
 
 _BUILTINS: Final = frozenset({
     "ValueError", "TypeError", "RuntimeError", "MemoryError", "OverflowError", "KeyError", "IndexError",
-    "NotImplementedError", "ImportError", "ModuleNotFoundError", "UnicodeError", "AttributeError",
+    "NotImplementedError", "ImportError", "ModuleNotFoundError",  # names that may come, nothing left to do
+    "UnicodeError", "AttributeError",
 })  # fmt: skip
 _OS_ERRORS: Final = frozenset({
     "OSError", "FileNotFoundError", "PermissionError", "IsADirectoryError", "NotADirectoryError",
