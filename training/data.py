@@ -21,6 +21,7 @@ from .data_scene import (
     degrade,
     draw_scene,
     preprocess,
+    sample_hard_scene,
     sample_scene,
     square,
 )
@@ -33,8 +34,16 @@ HELD_OUT = 1 << 40  # seeds from here on are never trained on
 LENGTH = 512
 
 
+def make_tokenizer(bpe: models.BPE) -> Tokenizer:
+    """Make a byte-level tokenizer with GPT-2's splitting rule."""
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def train_tokenizer(path: Path, scenes: int = 6000) -> Tokenizer:
-    """Train a byte-level BPE (GPT-2's splitting rule) on the conversations' own words.
+    """Train a byte-level BPE on the conversations' own words.
 
     Printed words are left out, so that they are spelt letter by letter.
     """
@@ -46,9 +55,7 @@ def train_tokenizer(path: Path, scenes: int = 6000) -> Tokenizer:
         turns = [*data_talk.converse(rng, scene, 6), data_pairs.ask_pair(rng, scene, other)]
         lines += [t.question for t in turns] + [t.answer for t in turns]
     lines += ["It says", "There is no text."] * 200
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = make_tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -249,9 +256,13 @@ class Packer:
 
 
 def make_row(packer: Packer, seed: int, pair: bool, max_things: int) -> tuple[dict, list, list[str]]:
-    """Make one row: a scene (or two), as many questions as fit, pictures, and the segments' kinds."""
+    """Make one row: a scene (or two), as many questions as fit, pictures, and the segments' kinds.
+
+    Below `HELD_OUT`, seeds give more of the difficult scenes than there are.
+    """
     rng = random.Random(seed * 2 + 1)
-    scenes = [sample_scene(seed, max_things)] + ([sample_scene(seed + (1 << 36), max_things)] if pair else [])
+    sample = sample_scene if seed >= HELD_OUT else sample_hard_scene
+    scenes = [sample(seed, max_things)] + ([sample(seed + (1 << 36), max_things)] if pair else [])
     prefix = packer.prefix(len(scenes), rng.random() < 0.9)
     room, segments, kinds = LENGTH - len(prefix), [], []
     while room > 16:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import random
 from dataclasses import dataclass, field
@@ -204,6 +205,22 @@ def sample_scene(seed: int, max_things: int = 5, text_rate: float = 0.4) -> Scen
         scene.things.append(Thing(shape, colour, smaller, *spot, diameter, angle, style))
     scene.background = sample_background(rng, [COLOURS[t.colour] for t in scene.things])
     return scene
+
+
+def difficulty(scene: Scene) -> int:
+    """Count what is easily got wrong: pairs of things nearly above or beside each other, and small print."""
+    gaps = [
+        abs(a - b)
+        for axis in ("x", "y")
+        for a, b in itertools.combinations([getattr(t, axis) for t in scene.things], 2)
+    ]
+    return sum(0.035 <= gap < 0.1 for gap in gaps) + 2 * (0 < scene.text_box[2] < 0.19)
+
+
+def sample_hard_scene(seed: int, max_things: int = 5) -> Scene:
+    """Invent a scene for training: half of them the most difficult of three."""
+    choice = [sample_scene(seed + (n << 37), max_things) for n in range(3 if seed % 2 else 1)]
+    return max(choice, key=difficulty)
 
 
 def _place_text(rng: random.Random, scene: Scene) -> None:

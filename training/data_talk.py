@@ -338,7 +338,7 @@ ASKERS = {
     ask_shape: 1.5,
     ask_size: 0.7,
     ask_place: 0.9,
-    ask_relation: 2.0,
+    ask_relation: 3.5,
     ask_is_relation: 1.3,
     ask_exists: 1.8,
     ask_largest: 0.8,

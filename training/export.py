@@ -20,6 +20,7 @@ from .model import IMAGE_MEAN, IMAGE_STD, Trainee, make_config
 NAME = "llava-native-demo"
 QUANT = gguf.GGMLQuantizationType
 FILE_TYPES = {"f32": (QUANT.F32, 0), "f16": (QUANT.F16, 1), "q8_0": (QUANT.Q8_0, 7)}
+ROTARY = ("attn_q.weight", "attn_k.weight")  # the text model's tensors that `permute` reorders
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>\\n' -}}
@@ -95,6 +96,27 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
+def text_tensors(model: Trainee) -> dict[str, torch.Tensor]:
+    """Map the names of a Llama GGUF's tensors to the language model's parameters."""
+    text = model.llava.model.language_model
+    tensors = {"token_embd.weight": text.embed_tokens.weight, "output_norm.weight": text.norm.weight}
+    for i, layer in enumerate(text.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        modules = {
+            "attn_norm": layer.input_layernorm,
+            "ffn_norm": layer.post_attention_layernorm,
+            "attn_q": attention.q_proj,
+            "attn_k": attention.k_proj,
+            "attn_v": attention.v_proj,
+            "attn_output": attention.o_proj,
+            "ffn_gate": mlp.gate_proj,
+            "ffn_up": mlp.up_proj,
+            "ffn_down": mlp.down_proj,
+        }
+        tensors |= {f"blk.{i}.{name}.weight": module.weight for name, module in modules.items()}
+    return tensors
+
+
 def write_text_model(model: Trainee, tokenizer, path: Path, file_type: str) -> None:
     """Write the language model as a Llama GGUF.
 
@@ -106,8 +128,7 @@ def write_text_model(model: Trainee, tokenizer, path: Path, file_type: str) -> N
     file_type : {"f32", "f16", "q8_0"}
     """
     kind, number = FILE_TYPES[file_type]
-    text = model.llava.model.language_model
-    config = text.config
+    config = model.llava.model.language_model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(NAME)
     writer.add_file_type(number)
@@ -122,30 +143,16 @@ def write_text_model(model: Trainee, tokenizer, path: Path, file_type: str) -> N
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(10000.0)
     add_vocabulary(writer, tokenizer)
-    heads = config.num_attention_heads
-    add_tensor(writer, "token_embd.weight", text.embed_tokens.weight, kind)
-    add_tensor(writer, "output_norm.weight", text.norm.weight, kind)
-    for i, layer in enumerate(text.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        tensors = {
-            "attn_norm": layer.input_layernorm.weight,
-            "ffn_norm": layer.post_attention_layernorm.weight,
-            "attn_q": permute(attention.q_proj.weight, heads),
-            "attn_k": permute(attention.k_proj.weight, heads),
-            "attn_v": attention.v_proj.weight,
-            "attn_output": attention.o_proj.weight,
-            "ffn_gate": mlp.gate_proj.weight,
-            "ffn_up": mlp.up_proj.weight,
-            "ffn_down": mlp.down_proj.weight,
-        }
-        for name, tensor in tensors.items():
-            add_tensor(writer, f"blk.{i}.{name}.weight", tensor, kind)
+    for name, tensor in text_tensors(model).items():
+        rotary = name.endswith(ROTARY)
+        add_tensor(writer, name, permute(tensor, config.num_attention_heads) if rotary else tensor, kind)
     finish(writer)
 
 
-def add_vision_keys(writer: gguf.GGUFWriter, config, blocks: int, legacy: bool) -> None:
+def add_vision_keys(writer: gguf.GGUFWriter, config, legacy: bool) -> None:
     """Write the tower's metadata; the legacy layout of 2024 says no feature layer."""
     vision = config.vision_config
+    blocks = vision.num_hidden_layers - 1  # the features come before the last
     if legacy:
         writer.add_bool("clip.has_text_encoder", False)
         writer.add_bool("clip.has_llava_projector", True)
@@ -168,26 +175,12 @@ def add_vision_keys(writer: gguf.GGUFWriter, config, blocks: int, legacy: bool) 
     writer.add_array("clip.vision.image_std", list(IMAGE_STD))
 
 
-def write_mmproj(model: Trainee, path: Path, file_type: str, legacy: bool = False) -> None:
-    """Write vision tower and projector.
+def vision_tensors(model: Trainee, legacy: bool = False) -> dict[str, torch.Tensor]:
+    """Map the names of an mmproj's tensors to the parameters of vision tower and projector.
 
     The last block and the post-layernorm are left out: LLaVA's features (layer -2) come before them.
-
-    Parameters
-    ----------
-    model : Trainee
-    path : Path
-    file_type : {"f32", "f16", "q8_0"}
-    legacy : bool, default False
-        Write the layout of 2024 ("23 of 24"): no ``feature_layer`` key, ``ffn_up`` and ``ffn_down`` swapped.
     """
-    kind, number = FILE_TYPES[file_type]
     tower, projector = model.llava.model.vision_tower, model.llava.model.multi_modal_projector
-    layers = tower.encoder.layers[:-1]
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_name(NAME)
-    writer.add_file_type(number)
-    add_vision_keys(writer, model.llava.config, len(layers), legacy)
     first, second = ("ffn_down", "ffn_up") if legacy else ("ffn_up", "ffn_down")
     tensors = {
         "v.class_embd": tower.embeddings.class_embedding,
@@ -196,7 +189,7 @@ def write_mmproj(model: Trainee, path: Path, file_type: str, legacy: bool = Fals
         "v.pre_ln.weight": tower.pre_layrnorm.weight,
         "v.pre_ln.bias": tower.pre_layrnorm.bias,
     }
-    for i, layer in enumerate(layers):
+    for i, layer in enumerate(tower.encoder.layers[:-1]):
         attention = layer.self_attn
         modules = {
             "attn_q": attention.q_proj,
@@ -212,7 +205,26 @@ def write_mmproj(model: Trainee, path: Path, file_type: str, legacy: bool = Fals
             tensors |= {f"v.blk.{i}.{name}.weight": module.weight, f"v.blk.{i}.{name}.bias": module.bias}
     for name, module in (("mm.0", projector.linear_1), ("mm.2", projector.linear_2)):
         tensors |= {f"{name}.weight": module.weight, f"{name}.bias": module.bias}
-    for name, tensor in tensors.items():
+    return tensors
+
+
+def write_mmproj(model: Trainee, path: Path, file_type: str, legacy: bool = False) -> None:
+    """Write vision tower and projector, see `vision_tensors`.
+
+    Parameters
+    ----------
+    model : Trainee
+    path : Path
+    file_type : {"f32", "f16", "q8_0"}
+    legacy : bool, default False
+        Write the layout of 2024 ("23 of 24"): no ``feature_layer`` key, ``ffn_up`` and ``ffn_down`` swapped.
+    """
+    kind, number = FILE_TYPES[file_type]
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_name(NAME)
+    writer.add_file_type(number)
+    add_vision_keys(writer, model.llava.config, legacy)
+    for name, tensor in vision_tensors(model, legacy).items():
         add_tensor(writer, name, tensor, kind)
     finish(writer)
 

@@ -30,9 +30,14 @@ OTHERS = 1 / 3  # AdamW's learning rate as a share of Muon's
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-def plan(eyes: int, step: int) -> tuple[int, int, int]:
+def is_eyes_only(args: argparse.Namespace, step: int) -> bool:
+    """Tell whether a step trains only the vision tower: those before ``args.eyes``, and most after that."""
+    return step < args.eyes or step % args.joint_every > 0
+
+
+def plan(args: argparse.Namespace, step: int) -> tuple[int, int, int]:
     """Tell how many rows and pairs a step's batch has, and how many things its scenes may have."""
-    return (EYES_ROWS, 0, 5) if step < eyes else (ROWS, PAIRS, 5)
+    return (EYES_ROWS, 0, 5) if is_eyes_only(args, step) else (ROWS, PAIRS, 5)
 
 
 def look(_step: int) -> tuple[int, int, int]:
@@ -108,9 +113,9 @@ class Trainer:
                 g.copy_(part.view_as(g) / self.args.processes)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
-    def one_step(self, batch: dict) -> tuple[float, float]:
-        """Learn from one batch; returns the answers' and the patches' loss."""
-        eyes_only = self.step < self.args.eyes
+    def one_step(self, batch: dict) -> dict[str, float]:
+        """Learn from one batch; returns the answers' loss, where there were any, and the patches'."""
+        eyes_only = is_eyes_only(self.args, self.step)
         for parameter in self.eyes:
             parameter.requires_grad_(eyes_only or self.step >= self.args.still)
         answer, patches = self.model(batch, text=not eyes_only)
@@ -118,7 +123,7 @@ class Trainer:
             optimiser.zero_grad()
         (answer * 2 + patches * (1.0 if eyes_only else 0.5)).backward()
         self.average_gradients()
-        start = 0 if eyes_only else self.args.eyes  # the language model needs a warm-up of its own
+        start = 0 if self.step < self.args.eyes else self.args.eyes  # the language model warms up anew
         rate = learning_rate(self.step - start, self.args.steps - start, self.args.lr, self.args.cooldown)
         for optimiser, share in zip(self.optimisers, (1.0, OTHERS), strict=True):
             for group in optimiser.param_groups:
@@ -128,35 +133,29 @@ class Trainer:
         decay = min(EMA, (1 + self.step) / (10 + self.step))
         for k, v in self.model.state_dict().items():
             self.ema[k].lerp_(v, 1 - decay)
-        return answer.item(), patches.item()
+        return {"patches": patches.item()} | ({} if eyes_only else {"answer": answer.item()})
 
     def run(self) -> None:
         """Train to the last step."""
         data = Batches(
-            self.args.out, self.step, functools.partial(plan, self.args.eyes), self.rank, self.args.processes
+            self.args.out, self.step, functools.partial(plan, self.args), self.rank, self.args.processes
         )
         loader = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=6))
         saved = shown = time.time()
-        sums = [0.0, 0.0, 0]
+        losses: dict[str, list[float]] = defaultdict(list)
         while self.step < self.args.steps:
             begin = time.time()
-            losses = self.one_step(next(loader))
+            for name, loss in self.one_step(next(loader)).items():
+                losses[name].append(loss)
             self.seconds += time.time() - begin
-            sums = [sums[0] + losses[0], sums[1] + losses[1], sums[2] + 1]
             if self.rank == 0 and time.time() - shown > 20:
-                entry = {
-                    "step": self.step,
-                    "answer": sums[0] / sums[2],
-                    "patches": sums[1] / sums[2],
-                    "seconds": round(self.seconds),
-                }
+                entry = {name: round(sum(some) / len(some), 4) for name, some in losses.items()}
+                entry |= {"step": self.step, "seconds": round(self.seconds)}
                 self.log.append(entry)
-                print(
-                    json.dumps({k: round(v, 4) for k, v in entry.items()}),
-                    f"{sums[2] / (time.time() - shown):.2f}/s",
-                    flush=True,
-                )
-                shown, sums = time.time(), [0.0, 0.0, 0]
+                speed = len(losses["patches"]) / (time.time() - shown)
+                print(json.dumps(entry), f"{speed:.2f}/s", flush=True)
+                losses.clear()
+                shown = time.time()
             if self.rank == 0 and (
                 time.time() - saved > self.args.save_every or self.step == self.args.steps
             ):
@@ -225,8 +224,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
     Trainer(args, rank).run()
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or the arguments given."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
@@ -234,6 +233,7 @@ def parse() -> argparse.Namespace:
     add("--cooldown", type=int, default=6500, help="steps at the end over which the learning rate falls to 0")
     add("--eyes", type=int, default=5300, help="steps at the start that train only the vision tower")
     add("--still", type=int, default=12600, help="step until which the eyes then stand still")
+    add("--joint-every", type=int, default=1, help="of the steps after --eyes, one in so many has language")
     add("--lr", type=float, default=4e-3, help="of the hidden layers' matrices (Muon)")
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="one a core; the batch grows with them")
@@ -246,7 +246,7 @@ def parse() -> argparse.Namespace:
     add("--save-every", type=float, default=240, help="seconds between checkpoints")
     add("--check-rows", type=int, default=96, help="held-out rows for the accuracy printed on the way")
     add("--port", type=int, default=29517)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

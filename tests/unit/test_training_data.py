@@ -135,3 +135,11 @@ def test_counting_agrees_with_the_questions_about_place_and_number():
             assert {t.shape for t in shape} == {thing.shape}
             assert thing in colour
             assert {t.colour for t in colour} == {thing.colour}
+
+
+def test_training_sees_more_of_the_difficult_scenes():
+    plain = [scenes.difficulty(scenes.sample_scene(seed)) for seed in range(200)]
+    hard = [scenes.difficulty(scenes.sample_hard_scene(seed)) for seed in range(200)]
+    assert hard[::2] == plain[::2]  # half of them are left as they are
+    assert sum(hard[1::2]) > 1.5 * sum(plain[1::2])
+    assert scenes.sample_hard_scene(7) == scenes.sample_hard_scene(7)
