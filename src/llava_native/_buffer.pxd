@@ -7,3 +7,7 @@ cdef class FloatBuffer:
     cdef Py_ssize_t _exports     # buffers and DLPack tensors that others hold
     cdef int c_set(self, float *data, int ndim, Py_ssize_t rows, Py_ssize_t columns) except -1
     cdef int c_check_alive(self) except -1
+
+
+cdef class Logits(FloatBuffer):
+    cdef int *_views             # of the context, which `_owner` is: how many of these are alive

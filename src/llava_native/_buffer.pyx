@@ -1,6 +1,7 @@
 """Float32 rows that others may look at without a copy: the buffer protocol and DLPack, counted."""
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+cimport cython
+from cpython.buffer cimport PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -96,6 +97,8 @@ cdef class FloatBuffer:
         self.c_check_alive()
         if flags & PyBUF_WRITABLE:
             raise BufferError(f"{type(self).__name__} is read-only; copy it to change it")
+        if (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS and self._shape[0] > 1 and self._shape[1] > 1:
+            raise BufferError(f"the rows of {type(self).__name__} lie one after another, as in C")
         buffer.buf = self._data
         buffer.obj = self
         buffer.len = self._shape[0] * self._strides[0]
@@ -192,3 +195,15 @@ cdef void _drop_capsule(object capsule) noexcept:  # a destructor has nobody to 
     # a consumer renames the capsule; one that nobody consumed is ours to free
     if PyCapsule_IsValid(capsule, DL_NAME):
         _delete_tensor(<DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, DL_NAME))
+
+
+@cython.no_gc_clear  # __dealloc__ needs _owner, in a reference cycle too
+cdef class Logits(FloatBuffer):
+    """A read-only float32 view of one row of logits. Made by ``Context.logits``, which counts it."""
+
+    def __init__(self):
+        raise TypeError("made by Context.logits")
+
+    def __dealloc__(self):
+        if self._views != NULL:
+            self._views[0] -= 1

@@ -2,17 +2,9 @@ from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
 from llava_native._batch cimport Batch
-from llava_native._buffer cimport FloatBuffer
 from llava_native._cancel cimport Watch
 from llava_native._model cimport Model
 from llava_native.capi cimport llama
-
-
-cdef class Context
-
-
-cdef class Logits(FloatBuffer):
-    cdef Context _context  # owns the row that this looks at, and counts this view
 
 
 cdef class Context:
@@ -23,6 +15,7 @@ cdef class Context:
     cdef vector[int32_t] _tokens  # of the running eval
     cdef vector[int32_t] _n_past
     cdef int _views               # Logits that look into this context's memory
+    cdef size_t _n_rows           # of logits that the library has room for without moving them
     cdef bint _has_logits         # the rows of the last evaluation still have their logits
     cdef bint _busy               # a thread is inside the library
     cdef int _pid                 # of the process that made it

@@ -2,14 +2,12 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
-from llava_native._buffer import FloatBuffer
+from llava_native._buffer import Logits
 from llava_native._cancel import CancelToken
 from llava_native._embedding import ImageEmbedding
 from llava_native._model import Model
 
 _CacheType: TypeAlias = Literal["f16", "f32", "bf16", "q8_0"]
-
-class Logits(FloatBuffer): ...
 
 class Context:
     last_input_address: int

@@ -7,6 +7,7 @@ from cpython.number cimport PyNumber_Index
 from posix.unistd cimport getpid
 
 from llava_native._batch cimport Batch
+from llava_native._buffer cimport Logits
 from llava_native._cancel cimport CancelToken, watch_begin, watch_stop
 from llava_native._embedding cimport ImageEmbedding
 from llava_native._native cimport (
@@ -27,18 +28,6 @@ cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 
 cdef cbool _abort(void *watch) noexcept nogil:
     return watch_stop(<Watch *>watch)
-
-
-@cython.no_gc_clear  # __dealloc__ needs _context, in a reference cycle too
-cdef class Logits(FloatBuffer):
-    """A read-only float32 view of one row of logits. Made by ``Context.logits``."""
-
-    def __init__(self):
-        raise TypeError("made by Context.logits")
-
-    def __dealloc__(self):
-        if self._context is not None:
-            self._context._views -= 1
 
 
 @cython.no_gc_clear  # __dealloc__ needs _model, in a reference cycle too
@@ -127,6 +116,7 @@ cdef class Context:
         self._info = native_context_info(self._ptr)
         self._info |= {"n_threads": n_threads, "n_outputs": n_outputs}
         self._n_past.assign(n_seq_max, 0)
+        self._n_rows = n_seq_max
         self._batch = Batch.__new__(Batch)
         self._batch.c_resize(self._info["n_batch"])
 
@@ -225,7 +215,8 @@ cdef class Context:
         if start != 0 or stop is not None:
             raise InvalidInputError("start and stop choose image rows; slice the tokens instead")
         for token in tokens:
-            self._model.c_check_token(PyNumber_Index(token))
+            token = PyNumber_Index(token)
+            self._model.c_check_token(token)
             ids.push_back(<int32_t>token)
             if <Py_ssize_t>ids.size() > n_ctx:  # an iterable may have no end
                 self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
@@ -274,12 +265,15 @@ cdef class Context:
             self.c_decode(self._batch.tokens.data(), NULL)
             done = True
         finally:
-            self._busy = False
-            for seq, tokens, _ in kept if laid else ():
-                if done:
-                    self._n_past[<int32_t>seq] += <int32_t>len(tokens)
-                else:
-                    self._n_past[<int32_t>seq] = native_roll_back(self._ptr, seq, self._n_past[<int32_t>seq])
+            try:
+                for seq, tokens, _ in kept if laid else ():
+                    if done:
+                        self._n_past[<int32_t>seq] += <int32_t>len(tokens)
+                    else:
+                        self._n_past[<int32_t>seq] = native_roll_back(
+                            self._ptr, seq, self._n_past[<int32_t>seq])
+            finally:
+                self._busy = False
         return list(self._batch.rows)
 
     cdef int c_lay_out(self, list kept) except -1:
@@ -290,6 +284,9 @@ cdef class Context:
         if not kept:
             raise InvalidInputError("there is nothing to evaluate")
         check_range("rows of logits", self._batch.rows.size(), 0, self._info["n_outputs"])
+        if self._views and self._batch.rows.size() > self._n_rows:  # the library would move them
+            raise BufferError(f"{self._views} views of the logits are alive, and more rows need more room")
+        self._n_rows = max(self._n_rows, self._batch.rows.size())
         return 0
 
     cdef int c_add(self, object seq, list tokens, Py_ssize_t wanted) except -1:
@@ -331,10 +328,11 @@ cdef class Context:
             self.c_decode_slices(seq, n, rows, logits)
             done = True
         finally:
-            self._busy = False
-            if not done:
-                # slices that went through before the failure stay in the memory: take them out
-                self._n_past[seq] = native_roll_back(self._ptr, seq, n_past)
+            try:
+                if not done:  # slices that went through before the failure stay in the memory
+                    self._n_past[seq] = native_roll_back(self._ptr, seq, n_past)
+            finally:
+                self._busy = False
         return self._n_past[seq]
 
     cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1:
@@ -366,7 +364,7 @@ cdef class Context:
         return 0
 
     cdef float *c_logits(self, object row=None) except NULL:
-        """A row of logits, by default the last; borrowed until the next evaluation."""
+        """A row of logits, by default the last; borrowed until the next evaluation. `row` is an int."""
         self.c_enter()
         if not self._has_logits:
             raise InvalidInputError("there are no logits: evaluate tokens first")
@@ -381,7 +379,7 @@ cdef class Context:
         """Logits : float32 (n_vocab,), a view of the last row; the next ``eval`` changes it."""
         cdef Logits view = Logits.__new__(Logits)
         view.c_set(self.c_logits(), 1, self._model.n_vocab, 1)
-        view._context = self
+        view._owner, view._views = self, &self._views
         self._views += 1
         return view
 
@@ -428,8 +426,8 @@ cdef class Context:
 
     def set_n_threads(self, long long n_threads):
         """Use this many CPU threads from the next evaluation on: llama_set_n_threads (llama.h)."""
+        check_range("n_threads", n_threads, 1, 512)  # first: nothing may run between c_enter and its use
         self.c_enter()
-        check_range("n_threads", n_threads, 1, 512)
         native_set_threads(self._ptr, <int32_t>n_threads)
         self._info["n_threads"] = n_threads
 

@@ -196,7 +196,7 @@ cdef class ImageEncoder:
         cdef unsigned int height = pixels.height
         PyObject_GetBuffer(pixels.data, &buffer, PyBUF_CONTIG_RO)
         try:
-            if <size_t>buffer.len != <size_t>width * height * 3:
+            if buffer.len % 3 or <size_t>buffer.len // 3 != <size_t>width * height:
                 raise InvalidInputError(f"{buffer.len} bytes are not {width}x{height} RGB pixels")
             self.c_enter()
             self._busy = True

@@ -42,7 +42,9 @@ cdef class LoraAdapter:
     Notes
     -----
     Native: llama_adapter_lora_init, llama_adapter_lora_free (llama.h). GIL: kept. Load adapters before
-    contexts: one that was made earlier has no room for theirs in its graph, and refuses them.
+    contexts: one that was made earlier has no room for theirs in its graph, and refuses them. The library
+    reads the model's list of adapters while it makes a context or first evaluates with them: load and drop
+    none while another thread does that with the same model.
     """
 
     def __init__(self, Model model not None, path, *, double scale=1.0):
@@ -56,10 +58,14 @@ cdef class LoraAdapter:
         check_adapter(header, read_header(model.path))
         self.nbytes = sum([tensor.nbytes for tensor in header.tensors.values()])
         self.fingerprint = header.fingerprint()
-        self._ptr = native_load_adapter(model.c_open(), self.path)
+        model._children += 1  # before any Python code runs: the model must not be closed meanwhile
+        try:
+            self._ptr = native_load_adapter(model.c_open(), self.path)
+        except BaseException:
+            model._children -= 1
+            raise
         self._pid = getpid()
         self._model = model
-        model._children += 1
         model._adapters += 1
         self._number = model._adapters
 

@@ -4,6 +4,7 @@ import os
 import re
 
 from cpython.exc cimport PyErr_WarnEx
+from cpython.number cimport PyNumber_Index
 from posix.unistd cimport getpid
 
 from llava_native._cancel cimport CancelToken, Watch, watch_begin
@@ -27,6 +28,7 @@ from llava_native.errors import (
     UnsupportedModelError,
 )
 from llava_native.gguf import Value, read_header
+from llava_native.limits import check_range
 from llava_native.preflight import check_text_model
 from llava_native.profiles import text_overrides
 
@@ -82,14 +84,16 @@ cdef class Model:
     """
 
     def __init__(
-        self, path, *, int n_gpu_layers=-1, int main_gpu=0, bint use_mmap=True, bint use_mlock=False,
+        self, path, *, n_gpu_layers=-1, int main_gpu=0, bint use_mmap=True, bint use_mlock=False,
         bint vocab_only=False, kv_overrides=None, progress=None, CancelToken cancel=None,
     ):
         cdef Watch watch
         if self._ptr != NULL:
             raise InUseError("this Model is loaded already")
+        check_range("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
         self.path = os.fsdecode(path)
         self.vocab_only = vocab_only
+        self._special_tokens = None
         header = read_header(self.path)
         overrides = {**text_overrides(header), **(kv_overrides or {})}
         _check_overrides(header, overrides)
@@ -274,7 +278,7 @@ cdef class Model:
         Native: llama_detokenize (llama.h). GIL: released.
         """
         self.c_open()
-        ids = list(ids)
+        ids = [PyNumber_Index(token) for token in ids]
         for token in ids:
             self.c_check_token(token)
         self._calls += 1

@@ -1,6 +1,7 @@
 """Sampler: choose the next token from a context's logits."""
 
 cimport cython
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int32_t
 from posix.unistd cimport getpid
 
@@ -58,9 +59,13 @@ cdef class Sampler:
         self.params = params
         self._matcher = matcher
         self._pid = getpid()
-        self._chain = native_new_chain(model.c_open(), params)
+        model._children += 1  # before any Python code runs: the model must not be closed meanwhile
+        try:
+            self._chain = native_new_chain(model.c_open(), params)
+        except BaseException:
+            model._children -= 1
+            raise
         self._model = model
-        model._children += 1
         if params.grammar is not None:
             try:
                 self._grammar = native_new_grammar(model.c_open(), params.grammar, params.grammar_root)
@@ -130,6 +135,7 @@ cdef class Sampler:
         cdef float *logits
         cdef const unsigned char *mask = NULL
         cdef bytes bits
+        row = None if row is None else PyNumber_Index(row)  # now: it may run anything
         self.c_enter()
         if self._matcher is not None:
             bits = self._matcher.mask()
@@ -192,6 +198,7 @@ cdef class Sampler:
         cdef double total
         cdef int32_t ids[100]
         cdef Py_ssize_t n = self._candidates.size()
+        row = None if row is None else PyNumber_Index(row)  # now: it may run anything
         self.c_enter()
         self._model.c_check_token(token)
         if not 0 <= top <= min(100, n):

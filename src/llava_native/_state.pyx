@@ -28,7 +28,8 @@ def get_state(Context context not None, long long seq=0):
     Raises
     ------
     InvalidInputError
-        The sequence is empty or out of range, or the model has more than one position a token.
+        The sequence is empty or out of range, or the model is recurrent or has more than one position a
+        token.
     DecodeError, ClosedError, BusyError, ForkError
 
     Notes
@@ -36,6 +37,7 @@ def get_state(Context context not None, long long seq=0):
     Native: llama_state_seq_get_data (llama.h). GIL: released.
     """
     context.c_enter()
+    _check_plain(context)
     context.c_check_sequence(seq)
     if context._n_past[seq] == 0:
         raise InvalidInputError(f"sequence {seq} is empty")
@@ -67,8 +69,10 @@ def set_state(
     Raises
     ------
     InvalidInputError
-        It is damaged, does not fit into this context, or does not hold `n` tokens; or the sequence is not
-        empty. The sequence is empty afterwards.
+        It is damaged, does not fit into this context, or does not hold `n` tokens; the sequence is not
+        empty; or the model is recurrent. An empty sequence is empty afterwards.
+    NativeAbort
+        It got past these checks, and the library aborted.
     ClosedError, BusyError, ForkError
 
     Notes
@@ -76,6 +80,7 @@ def set_state(
     Native: llama_state_seq_set_data (llama.h). GIL: released.
     """
     context.c_enter()
+    _check_plain(context)
     context.c_check_sequence(seq)
     if context._n_past[seq]:
         raise InvalidInputError(f"sequence {seq} holds {context._n_past[seq]} tokens; truncate it first")
@@ -90,6 +95,13 @@ def set_state(
         context._busy = False
         if context._n_past[seq] == 0:
             native_remove_positions(context._ptr, <int32_t>seq, 0)
+
+
+cdef int _check_plain(Context context) except -1:
+    """Refuse a recurrent model: what it remembers has no form here that could be checked."""
+    if context._model.is_recurrent:
+        raise InvalidInputError(f"the state of a recurrent model ({context._model.path}) cannot be moved")
+    return 0
 
 
 cdef int _check_cells(const unsigned char[::1] state, long long n) except -1:

@@ -317,8 +317,7 @@ def test_objects_that_were_never_opened_do_not_crash(pair):
         import itertools, sys
         import numpy as np
         from llava_native import CancelToken, Context, ImageEmbedding, ImageEncoder, Model, Sampler
-        from llava_native._buffer import FloatBuffer
-        from llava_native._context import Logits
+        from llava_native._buffer import FloatBuffer, Logits
         from llava_native.errors import ClosedError
 
         classes = (CancelToken, Context, FloatBuffer, ImageEmbedding, ImageEncoder, Logits, Model, Sampler)

@@ -11,8 +11,12 @@ cdef llama.llama_adapter_lora *native_load_adapter(llama.llama_model *model, str
     if adapter == NULL:
         raise _error(
             ModelLoadError, f"llama.cpp refused the adapter {path}", "llama_adapter_lora_init")
-    _drain_log()
     native_count("adapter", 1)
+    try:
+        _drain_log()  # runs handlers, and lets a Ctrl-C in
+    except BaseException:
+        native_free_adapter(adapter)
+        raise
     return adapter
 
 

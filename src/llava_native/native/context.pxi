@@ -47,8 +47,12 @@ cdef llama.llama_context *native_new_context(
             ModelLoadError,
             f"llama.cpp could not make a context of n_ctx={params.n_ctx}; is there enough memory?",
             "llama_init_from_model")
-    _drain_log()
     native_count("context", 1)
+    try:
+        _drain_log()  # runs handlers, and lets a Ctrl-C in
+    except BaseException:
+        native_free_context(ctx)
+        raise
     return ctx
 
 
@@ -109,16 +113,19 @@ cdef int native_clear_memory(llama.llama_context *ctx) except -1:
     return 0
 
 
-cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1:
-    """llama_memory_seq_rm (llama.h) from position `start` to the end."""
+cdef int _remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1:
+    """llama_memory_seq_rm (llama.h) from position `start` to the end; 0 where this memory cannot."""
     cdef LastNet net
-    cdef bint removed
     net.hold()
     try:
-        removed = llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1)
+        return llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1)
     except _CPP_ERRORS as exc:
         raise _error_in(ctx, DecodeError, f"it cannot be cut: {exc}", "llama_memory_seq_rm") from exc
-    if not removed:
+
+
+cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1:
+    """llama_memory_seq_rm (llama.h) from position `start` to the end."""
+    if not _remove_positions(ctx, seq, start):
         raise _error(
             InvalidInputError, "this model's memory cannot be cut inside a sequence", "llama_memory_seq_rm")
     return 0
@@ -126,12 +133,10 @@ cdef int native_remove_positions(llama.llama_context *ctx, int32_t seq, int32_t 
 
 cdef int32_t native_roll_back(llama.llama_context *ctx, int32_t seq, int32_t n) except -1:
     """Cut a sequence to `n` tokens, a recurrent model's to none; return how many are left."""
-    try:
-        native_remove_positions(ctx, seq, n)
-    except InvalidInputError:
-        native_remove_positions(ctx, seq, 0)
-        return 0
-    return n
+    if _remove_positions(ctx, seq, n):
+        return n
+    native_remove_positions(ctx, seq, 0)
+    return 0
 
 
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1:
@@ -175,15 +180,17 @@ cdef bytes native_get_state(llama.llama_context *ctx, int32_t seq):
 cdef int native_set_state(
     llama.llama_context *ctx, int32_t seq, const unsigned char *state, size_t size) except -1:
     """llama_state_seq_set_data (llama.h). A failure leaves the sequence empty."""
+    cdef LastNet net
     cdef size_t read
+    net.hold()
     try:
         with nogil:
             read = llama.llama_state_seq_set_data(ctx, state, size, seq)
     except _CPP_ERRORS as exc:
-        raise _error(
-            InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
-    if read != size:
-        raise _error(
-            InvalidInputError, "the state is damaged, or of another model or context",
+        raise _error_in(
+            ctx, InvalidInputError, f"the state does not fit: {exc}", "llama_state_seq_set_data") from exc
+    if read != size:  # it catches what it throws itself, an abort that was unwound too
+        raise _error_in(
+            ctx, InvalidInputError, "the state is damaged, or of another model or context",
             "llama_state_seq_set_data")
     return 0

@@ -73,8 +73,12 @@ cdef mtmd.mtmd_context *native_load_encoder(
     if ctx == NULL:
         watch_end(watch, f"loading {path}")
         raise _error(ModelLoadError, f"libmtmd could not load {path}", "mtmd_init_from_file")
-    _drain_log()
     native_count("encoder", 1)
+    try:
+        _drain_log()  # runs handlers, and lets a Ctrl-C in
+    except BaseException:
+        native_free_encoder(ctx)
+        raise
     return ctx
 
 

@@ -53,8 +53,12 @@ cdef llama.llama_model *native_load_model(
     if model == NULL:
         watch_end(watch, f"loading {path}")
         raise _error(ModelLoadError, f"llama.cpp could not load {path}", "llama_model_load_from_file")
-    _drain_log()
     native_count("model", 1)
+    try:
+        _drain_log()  # runs handlers, and lets a Ctrl-C in
+    except BaseException:
+        native_free_model(model)
+        raise
     return model
 
 

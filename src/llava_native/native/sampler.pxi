@@ -58,7 +58,7 @@ cdef int _fill_chain(llama.llama_sampler *chain, llama.llama_model *model, param
     cdef int32_t n_ctx_train = max(0, min(llama.llama_model_n_ctx_train(model), 1 << 24))
     cdef uint32_t seed = params.seed
     if params.logit_bias:
-        _add_logit_bias(chain, n_vocab, params.logit_bias)
+        _add_logit_bias(chain, n_vocab, dict(params.logit_bias))
     if params.has_penalties:
         _add(
             chain,
