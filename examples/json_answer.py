@@ -1,7 +1,7 @@
-"""Get facts about a picture as JSON: python examples/json_answer.py text.gguf mmproj.gguf photo.jpg"""
+"""Get facts about a picture as JSON: python examples/json_answer.py examples/shapes.png"""
 
+import argparse
 import json
-import sys
 
 from llava_native import Constraint, Llava
 
@@ -21,11 +21,15 @@ SCHEMA = {
 
 
 def main() -> None:
-    model, mmproj, image = sys.argv[1:]
-    with Llava(model, mmproj) as llava:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image")
+    parser.add_argument("-m", "--model", help="a text model, GGUF; the embedded one if not given")
+    parser.add_argument("--mmproj", help="its image encoder, GGUF")
+    args = parser.parse_args()
+    with Llava(args.model, args.mmproj) if args.model else Llava.demo() as llava:
         result = llava.generate(
             "What kind of picture is this, and which colours has it?",
-            image=image,
+            image=args.image,
             temperature=0,
             constraint=Constraint.json_schema(SCHEMA),
         )

@@ -1,15 +1,20 @@
-"""Show an answer as it comes, then its figures: python examples/stream.py text.gguf mmproj.gguf photo.jpg"""
+"""Show an answer as it comes, then its figures: python examples/stream.py examples/shapes.png"""
 
+import argparse
 import sys
 
 from llava_native import Llava
 
 
 def main() -> None:
-    model, mmproj, image = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image")
+    parser.add_argument("-m", "--model", help="a text model, GGUF; the embedded one if not given")
+    parser.add_argument("--mmproj", help="its image encoder, GGUF")
+    args = parser.parse_args()
     with (
-        Llava(model, mmproj) as llava,
-        llava.stream("What is this?", image=image, max_tokens=64, seed=1) as stream,
+        Llava(args.model, args.mmproj) if args.model else Llava.demo() as llava,
+        llava.stream("What is this?", image=args.image, max_tokens=64, seed=1) as stream,
     ):
         for token in stream:
             print(token.text, end="", flush=True)

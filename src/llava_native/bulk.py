@@ -24,7 +24,14 @@ def answers(open_stream: Callable[[str], TokenStream], questions: Iterable[str])
     """Answer all questions at once; return the answers in order.
 
     The first error ends them all.
+
+    Raises
+    ------
+    InvalidInputError
+        `questions` is one str.
     """
+    if isinstance(questions, str):
+        raise InvalidInputError(f"questions are several: [{questions[:40]!r}], or describe() for one")
     with contextlib.ExitStack() as stack:
         streams: list[TokenStream] = []
         for question in questions:

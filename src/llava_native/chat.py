@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llava_native.errors import BusyError
+from llava_native.errors import BusyError, InvalidInputError
 from llava_native.messages import Message, make_content
 
 if TYPE_CHECKING:
@@ -121,6 +121,20 @@ class Chat:
 
     def __repr__(self) -> str:
         return f"Chat({len(self._messages)} messages)"
+
+
+def needed(images: ImageLike | Sequence[ImageLike] | None) -> list[ImageLike]:
+    """Return images as a list, which may not be empty.
+
+    Raises
+    ------
+    InvalidInputError
+        There is none.
+    """
+    found = as_list(images)
+    if not found:
+        raise InvalidInputError(f"there is no image: {images!r}; generate() and stream() answer without one")
+    return found
 
 
 def as_list(images: ImageLike | Sequence[ImageLike] | None) -> list[ImageLike]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 from llava_native.errors import InvalidInputError
+from llava_native.params import SamplingParams
 
 if TYPE_CHECKING:
     from llava_native.llava import Llava
@@ -18,11 +20,10 @@ __all__ = ["create_chat_completion"]
 _FINISH: Final[dict[FinishReason, str]] = {
     "eog": "stop", "stop": "stop", "length": "length", "cancelled": "stop",
 }  # fmt: skip
-_PASSED: Final = frozenset({
-    "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty",
-    "repeat_penalty", "mirostat_mode", "mirostat_tau", "mirostat_eta", "seed", "timeout", "cancel",
-    "overflow",
-})  # fmt: skip
+_PASSED: Final = frozenset({field.name for field in fields(SamplingParams)}) | {
+    "timeout", "cancel", "overflow", "constraint",
+}  # fmt: skip
+_IGNORED: Final = {"tfs_z": 1.0, "n": 1}  # at these values, which change nothing; and any `user`
 _REFUSED: Final = {
     "functions": "use tools",
     "function_call": "use tools",
@@ -75,7 +76,8 @@ def create_chat_completion(
     stream_options : dict, optional
         ``{"include_usage": True}`` ends a stream with a chunk of the usage.
     **options
-        `temperature` (0.2 by default), the other sampling parameters, `timeout`, `cancel`, `overflow`.
+        `temperature` (0.2 by default) and everything else that ``SamplingParams`` takes, `timeout`,
+        `cancel`, `overflow`, `constraint`; OpenAI's `max_completion_tokens`, `n` of 1 and `user`.
 
     Returns
     -------
@@ -90,6 +92,7 @@ def create_chat_completion(
         As ``Llava.respond``.
     """
     asked = {"temperature": 0.2, **options}
+    max_tokens = asked.pop("max_completion_tokens", None) or max_tokens
     if grammar is not None:
         asked["grammar"] = grammar
     if logit_bias:
@@ -114,11 +117,10 @@ def create_chat_completion(
 
 def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse what is not supported, by name."""
-    known = _PASSED | {"grammar", "logit_bias", "constraint"}
     for name, value in list(options.items()):
-        if name in known:
+        if name in _PASSED:
             continue
-        if value is None or (name == "tfs_z" and value == 1.0):
+        if value is None or name == "user" or (name in _IGNORED and value == _IGNORED[name]):
             del options[name]
             continue
         hint = _REFUSED.get(name, "it is unknown or not supported")

@@ -94,6 +94,15 @@ class Vocabulary:
         return self._model.tokenize(b"\n" + text, add_special=False)[len(line) :]
 
 
+def checked(constraint: Constraint | None) -> Constraint | None:
+    """Return a constraint that is one; InvalidInputError for anything else but None."""
+    if constraint is None or isinstance(constraint, Constraint):
+        return constraint
+    raise InvalidInputError(
+        f"constraint must be a Constraint, as Constraint.json_schema(…), not {constraint!r}"
+    )
+
+
 class Matcher:
     """Follows one answer and tells which tokens may come next.
 

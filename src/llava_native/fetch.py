@@ -192,7 +192,7 @@ def _connect(host: str, port: int, encrypted: bool, allow_private: bool, deadlin
     for address in addresses:
         if not allow_private and not _is_public(ipaddress.ip_address(address.partition("%")[0])):
             raise DownloadError(
-                f"{host} is at {address}, which is not a public address: allow private ones if you mean it"
+                f"{host} is at {address}, which is not a public address; others are not fetched from"
             )
     failure: OSError | None = None
     for address in addresses:

@@ -329,7 +329,7 @@ def _open_file(path: str | bytes, max_bytes: int) -> tuple[IO[bytes], str]:
 def _check_bytes(size: int, limit: int, name: str) -> None:
     if size > limit:
         raise ImageTooLargeError(
-            f"{name} has {size:,} bytes or more, the limit is {limit:,}: raise max_bytes"
+            f"{name} has {size:,} bytes or more, the limit is {limit:,}: make it smaller"
         )
     if size == 0:
         raise ImageDecodeError(f"{name} is empty")
@@ -340,7 +340,7 @@ def _check_pixels(size: tuple[int, int], limit: int, name: str) -> None:
     if width * height > limit:
         raise ImageTooLargeError(
             f"{name} is {width} x {height} = {width * height:,} pixels, the limit is {limit:,}: "
-            "make it smaller, or raise max_pixels"
+            "make it smaller"
         )
 
 

@@ -13,18 +13,18 @@ from llava_native._context import Context
 from llava_native._encoder import ImageEncoder
 from llava_native._model import Model
 from llava_native.bulk import ImageMap, answers
-from llava_native.chat import Chat, as_list
+from llava_native.chat import Chat, as_list, needed
+from llava_native.constraint import Constraint, checked
 from llava_native.engine import RUN_AHEAD, Engine, Stats
 from llava_native.errors import ClosedError, InvalidInputError
 from llava_native.loading import Adapters, make_parts
 from llava_native.messages import Message, MessageDict
-from llava_native.params import SamplingParams
+from llava_native.params import sampling_params
 from llava_native.planning import Overflow, Plan, Planner
 from llava_native.prompt import Part, Prompt, check_length
 from llava_native.stream import Result, TokenStream, check_limits
 
 if TYPE_CHECKING:
-    from llava_native.constraint import Constraint
     from llava_native.images import ImageLike
 
 __all__ = ["Llava"]
@@ -43,7 +43,7 @@ class Llava:
         The mmproj GGUF that belongs to it. An ``ImageEncoder`` is used, and not closed. Without one,
         there is only text.
     n_ctx : int, default 4096
-        Tokens that a prompt and its answer may have together; an image of LLaVA-1.5 takes 576.
+        Tokens of a prompt and its answer, rounded up to a multiple of 256; an image of LLaVA-1.5 takes 576.
     n_gpu_layers : int, default -1
         Layers on the GPU, where there is one; -1 all.
     n_threads : int, optional
@@ -142,10 +142,7 @@ class Llava:
 
     @classmethod
     def demo(cls, **options: Any) -> Self:
-        """Open the embedded model: a small one that knows coloured shapes and short printed words.
-
-        Takes what the constructor takes; `n_ctx` is 2048 by default.
-        """
+        """Open the embedded model, which knows coloured shapes and printed words; `n_ctx`: default 2048."""
         from llava_native.demo import demo_files
 
         model, mmproj = demo_files()
@@ -210,7 +207,7 @@ class Llava:
         temperature : float, default 0.0
             0: the same image gives the same answer.
         """
-        return self.generate(prompt, image=image, temperature=temperature, **options).text
+        return self.generate(prompt, image=needed(image), temperature=temperature, **options).text
 
     def generate(self, prompt: str, **options: Any) -> Result:
         """Answer, and return the whole answer with its finish reason, usage and timings.
@@ -312,7 +309,7 @@ class Llava:
         """
 
         def open_stream(question: str) -> TokenStream:
-            return self.stream(question, image=image, run_ahead=None, **options)
+            return self.stream(question, image=needed(image), run_ahead=None, **options)
 
         return [answer.text for answer in answers(open_stream, questions)]
 
@@ -347,7 +344,7 @@ class Llava:
         self._check_open()
 
         def open_stream(image: ImageLike) -> TokenStream:
-            return self.stream(prompt, image=image, run_ahead=None, keep_images=False, **options)
+            return self.stream(prompt, image=needed(image), run_ahead=None, keep_images=False, **options)
 
         window = 2 * self._engine.n_running + 4 if window is None else window
         return ImageMap(open_stream, images, window=window, ordered=ordered)
@@ -452,11 +449,11 @@ class Llava:
             raise InvalidInputError(
                 "give timeout or cancel, not both: a CancelToken has a timeout of its own"
             )
-        stops = check_limits(max_tokens, stop)
+        stops = check_limits(max_tokens, stop, logprobs)
         return TokenStream(
             self._engine,
             prompt,
-            self._parts.sampler(SamplingParams(**sampling), constraint),
+            self._parts.sampler(sampling_params(sampling), checked(constraint)),
             max_tokens=max_tokens,
             stops=[*stops, *self._planner.template.stops],
             cancel=cancel,
@@ -476,7 +473,7 @@ class Llava:
         Raises
         ------
         BusyError
-            A stream is open.
+            A stream is open. The end of a ``with`` block closes those first.
         """
         self._parts.close()
 
@@ -492,6 +489,9 @@ class Llava:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        for opened in list(self._engine.streams.values()):
+            if (stream := opened()) is not None:
+                stream.close()
         self.close()
 
     def __repr__(self) -> str:

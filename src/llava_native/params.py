@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import random
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Protocol
+from typing import Any, Protocol
 
 from llava_native.errors import InvalidInputError
 
-__all__ = ["SamplingParams", "TokenMatcher"]
+__all__ = ["SamplingParams", "TokenMatcher", "sampling_params"]
 
 _MAX_SEED = 2**32 - 2  # 2**32 - 1 means "random" to llama.cpp
 
@@ -33,7 +34,8 @@ class SamplingParams:
     Parameters
     ----------
     temperature : float, default 0.8
-        0 takes the likeliest token always; the samplers below it then have no effect.
+        0 takes the likeliest token always, after penalties, DRY, bias and grammar; `top_k` to `xtc_…` and
+        Mirostat then have no effect.
     top_k : int, default 40
         Keep the `top_k` likeliest tokens; 0 keeps all.
     top_p : float, default 0.95
@@ -121,6 +123,18 @@ class SamplingParams:
         return changes and self.repeat_last_n != 0
 
 
+def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
+    """Make them of keyword arguments; a name that is none is a TypeError that suggests one."""
+    fields = [field.name for field in dataclasses.fields(SamplingParams)]
+    for name in options:
+        if name not in fields:
+            close = difflib.get_close_matches(name, [*fields, *_OTHERS], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"there is no option {name!r}{hint}")
+    return SamplingParams(**options)
+
+
+_OTHERS = ("image", "system", "max_tokens", "stop", "timeout", "cancel", "logprobs", "constraint")
 _INT32_MAX = 2**31 - 1
 _MAX_LOOK_BACK = 2**24  # tokens; the library takes the memory for all of them at once
 _INTEGERS = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Integral
@@ -99,14 +100,16 @@ class Result(NamedTuple):
     timings: Timings
 
 
-def check_limits(max_tokens: int | None, stop: str | Sequence[str]) -> list[str]:
+def check_limits(max_tokens: int | None, stop: str | Sequence[str], logprobs: int | None = None) -> list[str]:
     """Return the stop strings as a list.
 
     Raises
     ------
     InvalidInputError
-        They are none, or `max_tokens` is no number of tokens.
+        They are none, or `max_tokens` or `logprobs` is no number of tokens.
     """
+    if logprobs is not None and not (isinstance(logprobs, Integral) and 0 <= logprobs <= 100):
+        raise InvalidInputError(f"logprobs must be an integer from 0 to 100, or None, not {logprobs!r}")
     if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
         raise InvalidInputError(f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}")
     stops = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
@@ -205,7 +208,7 @@ class TokenStream:
         self._shown: list[str] = []
         self.finish_reason: FinishReason | None = None
         self._open = True
-        engine.streams.add(id(self))
+        engine.streams[id(self)] = weakref.ref(self)
 
     def __iter__(self) -> Self:
         return self
@@ -332,7 +335,7 @@ class TokenStream:
         if not self._open:
             return
         self._open = False
-        self._engine.streams.discard(id(self))
+        self._engine.streams.pop(id(self), None)
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
         if self._submitted:

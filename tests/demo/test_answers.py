@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_native import Llava
+from llava_native.errors import InvalidInputError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRUTH = {
@@ -102,6 +103,49 @@ def test_a_stream_gives_what_generate_gives(demo):
     with demo.stream("Describe this image.", image=EXAMPLES / "shapes.png", temperature=0) as stream:
         assert "".join(token.text for token in stream) == TRUTH["shapes.png"]
     assert stream.finish_reason == "eog"
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_no_image_is_no_picture_to_describe(demo, nothing):
+    with pytest.raises(InvalidInputError, match="there is no image"):
+        demo.describe(nothing)
+    with pytest.raises(InvalidInputError, match="there is no image"):
+        demo.ask(nothing, ["What is this?"])
+    assert isinstance(next(demo.map([nothing])).error, InvalidInputError)
+
+
+def test_one_str_is_not_several_questions(demo):
+    with pytest.raises(InvalidInputError, match="questions are several"):
+        demo.ask(EXAMPLES / "shapes.png", "What is this?")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"images": []}, TypeError, "did you mean 'image'"),
+        ({"temprature": 0}, TypeError, "did you mean 'temperature'"),
+        ({"constraint": {"type": "object"}}, InvalidInputError, "Constraint.json_schema"),
+        ({"logprobs": -1}, InvalidInputError, "logprobs must be"),
+    ],
+)
+def test_wrong_options_are_named_at_once(demo, options, error, says):
+    with pytest.raises(error, match=says):
+        demo.generate("Hello", **options)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_the_end_of_a_with_block_ends_its_streams(isolate):
+    def fail():
+        raise ValueError("mine")
+
+    llava = Llava.demo(isolate=isolate)
+    begun = llava.stream("Describe this image.", image=EXAMPLES / "shapes.png")
+    waiting = llava.stream("Describe this image.", image=EXAMPLES / "left.png")
+    next(begun)
+    with pytest.raises(ValueError, match="mine"), llava:
+        fail()
+    assert llava.closed
+    assert [begun.finish_reason, waiting.finish_reason] == ["cancelled", "cancelled"]
 
 
 def test_a_command_without_a_model_asks_the_embedded_one():

@@ -169,3 +169,11 @@ def test_what_llama_cpp_python_passes_by_default_is_taken(llava):
         mirostat_mode=0, mirostat_tau=5.0, mirostat_eta=0.1, model=None, logits_processor=None, grammar=None,
         logit_bias=None, logprobs=None, top_logprobs=None,
     )  # fmt: skip
+
+
+def test_every_sampling_parameter_and_what_openais_clients_pass_is_taken(llava):
+    found = llava.create_chat_completion(
+        HELLO, max_completion_tokens=2, n=1, user="somebody", repeat_last_n=8, dry_multiplier=0.5,
+        xtc_probability=0.1, grammar_root="root",
+    )  # fmt: skip
+    assert found["usage"]["completion_tokens"] <= 2

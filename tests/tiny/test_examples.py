@@ -16,12 +16,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory) -> list[str]:
-    """Return a text model, an mmproj and a picture, as the examples take them."""
+    """Return a picture, a text model and an mmproj, as the examples take them."""
     folder = tmp_path_factory.mktemp("examples")
     pair = write_pair(folder, layout="legacy", vocab="phi-3", dtype="f16", seed=3)
     picture = folder / "picture.png"
     Image.linear_gradient("L").convert("RGB").resize((120, 80)).save(picture)
-    return [str(pair.text.path), str(pair.mmproj.path), str(picture)]
+    return [str(picture), "-m", str(pair.text.path), "--mmproj", str(pair.mmproj.path)]
 
 
 def run(name: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -37,11 +37,26 @@ def test_every_example_is_tested():
 
 
 def test_describe_goes_on_after_a_bad_image(arguments, tmp_path):
-    done = run("describe.py", [*arguments[:2], "missing.png", arguments[2]], tmp_path)
+    done = run("describe.py", ["missing.png", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "missing.png: [Errno 2]" in done.stderr
-    assert done.stdout.startswith(f"{arguments[2]}: ")
-    assert len(done.stdout) > len(arguments[2]) + 5
+    assert done.stdout.startswith(f"{arguments[0]}: ")
+    assert len(done.stdout) > len(arguments[0]) + 5
+
+
+@pytest.mark.parametrize(
+    "name", ["chat.py", "describe.py", "embeddings.py", "in_a_program.py", "json_answer.py", "stream.py"]
+)
+def test_without_files_the_embedded_model_answers(name, tmp_path):
+    done = run(name, [str(EXAMPLES / "shapes.png")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert name == "json_answer.py" or "green heart, a medium purple crescent" in done.stdout
+
+
+def test_a_program_whose_model_is_missing_ends_and_says_why(arguments, tmp_path):
+    done = run("in_a_program.py", [arguments[0], "-m", "nowhere.gguf", "--mmproj", "nowhere.gguf"], tmp_path)
+    assert "FileNotFoundError" in done.stderr
+    assert "TimeoutError" not in done.stderr
 
 
 def test_chat_remembers(arguments, tmp_path):
@@ -81,6 +96,6 @@ def test_embeddings_share_memory_and_survive_a_file(arguments, tmp_path):
 
 
 def test_a_program_goes_on_while_the_model_works(arguments, tmp_path):
-    done = run("in_a_program.py", [*arguments, arguments[2]], tmp_path)
+    done = run("in_a_program.py", [arguments[0], *arguments], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" ticks meanwhile)") == 2

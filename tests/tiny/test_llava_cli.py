@@ -326,7 +326,6 @@ def test_a_stop_text_is_not_shown(run, monkeypatch):
         (("--image", "nowhere.png"), "is nowhere.png really an image file?"),
         (("--image", "."), "is . really an image file?"),
         (("--image", "a.png", "-p", "x" * 3000), "n_ctx=2048"),
-        (("--image", "a.png", "--temp", "-1"), "temperature"),
         (("--image", "a.png", "--chat-template", "nonsense"), "vicuna"),
         (("--image", "a.png", "-f", "nowhere.txt"), "nowhere.txt"),
     ],
@@ -359,6 +358,8 @@ def test_wrong_files_are_status_1(run, models, says):
         ((), ("-m", "text.gguf", "--mmproj", "mmproj.gguf")), (("--image", "a.png"), ("-m", "text.gguf")),
         (("--image", "a.png"), ("--mmproj", "mmproj.gguf")), (("--image", "a.png", "--bogus"), ("-m", "x")),
         (("--image", "a.png", "-n", "many"), ("-m", "text.gguf", "--mmproj", "mmproj.gguf")),
+        (("--image", "a.png", "-n", "0"), ()), (("--image", "a.png", "--temp", "-1"), ()),
+        (("--image", "a.png", "--top_k", "-1"), ()), (("--image", "a.png", "-ngl", "99999999999"), ()),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_status_2(run, arguments, models):

@@ -272,7 +272,7 @@ def test_pixels_are_counted_before_decoding():
     bomb = png_header(60_000, 60_000) + struct.pack(">I", 10) + b"IDAT" + bytes(14)
     with pytest.raises(ImageTooLargeError, match="60000 x 60000 = 3,600,000,000 pixels") as caught:
         images.open_image(bomb)
-    assert "max_pixels" in str(caught.value)
+    assert "make it smaller" in str(caught.value)
     with pytest.raises(ImageDecodeError, match="damaged") as caught:  # now it does get to the pixels
         images.open_image(png_header(6, 6) + struct.pack(">I", 10) + b"IDAT" + bytes(14))
     assert not isinstance(caught.value, ImageTooLargeError)
@@ -292,7 +292,7 @@ def test_the_byte_limit(tmp_path):
     path.write_bytes(data)
     for source in (data, path):
         assert images.open_image(source, max_bytes=len(data)).size == (10, 10)
-        with pytest.raises(ImageTooLargeError, match="raise max_bytes"):
+        with pytest.raises(ImageTooLargeError, match="make it smaller"):
             images.open_image(source, max_bytes=len(data) - 1)
 
 

@@ -6,13 +6,28 @@ from typing import Any
 
 import click
 
-from llava_native.cli.options import answer_options, given, load_options, model_options, open_llava
+from llava_native.cli.options import (
+    answer_options,
+    check_images,
+    given,
+    is_url,
+    load_options,
+    model_options,
+    open_llava,
+)
 
 __all__ = ["chat"]
 
 
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+def _found(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name if is_url(name) else str(_FILE.convert(name, option, context)) for name in values)
+
+
 @click.command()
-@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+@click.argument("images", nargs=-1, callback=_found)
 @model_options
 @click.option("--system", help="Instructions to the model.")
 @answer_options
@@ -38,6 +53,7 @@ def chat(
     """
     from llava_native.cli.conversation import Conversation
 
+    check_images(images, allow_urls)
     options = given(max_tokens=max_tokens, temperature=temperature, seed=seed)
     with open_llava(model, mmproj, allow_urls=allow_urls, **given(**load)) as llava:
         return Conversation(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_native.cli.inline import split_images
-from llava_native.cli.options import report, write
+from llava_native.cli.options import check_images, is_url, report, write
 from llava_native.errors import InvalidInputError, LlavaError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def question(text: str, *, only_words: bool = False, urls: bool = False) -> tupl
         Paths and URLs.
     """
     words, names = (text, []) if only_words else split_images(text)
-    for name in names:
-        if name.lower().startswith(("http://", "https://")) and not urls:
-            raise InvalidInputError(f"{name}: images from the web are off; --allow-urls allows them")
+    check_images(names, urls)
     return words or (DEFAULT_QUESTION if names else ""), names
 
 
@@ -96,7 +94,7 @@ class Conversation:
         self._only_words = only_words
         self._urls = urls
         self._timings = timings
-        self._typed = sys.stdin.isatty()
+        self._typed = sys.stdin is not None and sys.stdin.isatty()
         self._failures = 0
         self._begin()
 
@@ -144,7 +142,7 @@ class Conversation:
                 return None
         if self._typed:
             print(prompt, end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = sys.stdin.readline() if sys.stdin is not None else ""
         return line.rstrip("\n") if line else None
 
     def _take(self, text: str) -> bool:
@@ -179,9 +177,14 @@ class Conversation:
     def _add_image(self, rest: str) -> None:
         from llava_native.images import open_image
 
-        path = Path(rest.strip("'\"")).expanduser()
-        if not rest:
+        name = rest.strip("'\"")
+        if not name:
             raise InvalidInputError("/image needs a path")
+        check_images([name], self._urls)
+        if is_url(name):
+            self._images.append(name)
+            return
+        path = Path(name).expanduser()
         open_image(path)  # refuses what is none now, not with the next question
         self._images.append(path)
 

@@ -11,6 +11,7 @@ import click
 from llava_native.cli.jsonl import describe_into, left_to_do
 from llava_native.cli.options import (
     answer_options,
+    check_images,
     given,
     load_options,
     model_options,
@@ -60,6 +61,11 @@ def describe(
         raise click.UsageError("-m needs the image encoder too: --mmproj MMPROJ")
     if resume and jsonl is None:
         raise click.UsageError("--resume goes on with the file of --jsonl, and there is none")
+    if timings and jsonl is not None:
+        raise click.UsageError("--timings are of one answer after another; --jsonl makes them together")
+    check_images(images, allow_urls)
+    if len(images) == 1 and Path(images[0]).parent.exists():
+        Path(images[0]).stat()  # before a model is loaded, if it is a path that is not there
     todo = list(images) if jsonl is None else left_to_do(images, Path(jsonl), resume)
     options = {"temperature": 0.0} | given(max_tokens=max_tokens, temperature=temperature, seed=seed)
     with open_llava(model, mmproj, allow_urls=allow_urls, **given(**load)) as llava:

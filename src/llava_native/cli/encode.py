@@ -13,24 +13,29 @@ __all__ = ["encode"]
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--mmproj", required=True, type=click.Path(), help="The image encoder, a GGUF file.")
-@click.option("-o", "--output", type=click.Path(), help="The file, or with several images the folder.")
+@click.option("--mmproj", type=click.Path(), help="The image encoder, a GGUF file [the embedded one].")
+@click.option("-o", "--output", type=click.Path(), help="The file, or the folder.")
 @click.option("-t", "--n-threads", type=click.IntRange(1), help="CPU threads; default the physical cores.")
 @click.option("--dtype", type=click.Choice(["auto", "f16", "bf16"]), default="auto", show_default=True)
 def encode(
-    images: tuple[str, ...], mmproj: str, output: str | None, n_threads: int | None, dtype: str
+    images: tuple[str, ...], mmproj: str | None, output: str | None, n_threads: int | None, dtype: str
 ) -> int:
     """Encode IMAGES and save their rows, as float32 in the safetensors format.
 
     The files are named like the images, with the ending .emb, beside them or in the folder of -o. Their
-    names go to stdout. No language model is loaded. Two images that would get one name are refused.
+    names go to stdout. No language model is loaded; without --mmproj the embedded model's encoder is
+    taken. Two images that would get one name are refused.
     """
     from llava_native._encoder import ImageEncoder
+    from llava_native.demo import demo_files
 
     targets = [_target(image, output, len(images) > 1) for image in images]
     if twice := {str(target) for target in targets if targets.count(target) > 1}:
         raise click.UsageError(f"two images would be saved as {', '.join(sorted(twice))}")
     failures = 0
+    if mmproj is None:
+        mmproj = str(demo_files()[1])
+        print("llava-native: the embedded demo model's encoder encodes", file=sys.stderr)
     with ImageEncoder(mmproj, n_threads=n_threads, dtype=dtype) as encoder:  # type: ignore[arg-type]
         for image, target in zip(images, targets, strict=True):
             began = time.perf_counter()
@@ -55,4 +60,4 @@ def _target(image: str, output: str | None, several: bool) -> Path:
     name = f"{Path(image).stem}.emb"
     if output is None:
         return Path(image).parent / name
-    return Path(output) / name if several else Path(output)
+    return Path(output) / name if several or Path(output).is_dir() else Path(output)

@@ -60,7 +60,10 @@ def describe_into(
         for item in items:
             file.write(json.dumps(_entry(item), ensure_ascii=False) + "\n")
             file.flush()  # a line that was counted stays, whatever happens next
-            failures += item.error is not None
+            if item.error is not None:
+                failures += 1
+                bar.render_finish()
+                print(f"llava-native: {item.image}: {item.error}", file=sys.stderr)
             bar.update(1)
     return failures
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llava_native.cli.options import LAYERS, TEMPERATURE, model_options, open_llava
+
 if TYPE_CHECKING:
     from llava_native.llava import Llava
     from llava_native.prompt import Part
@@ -20,6 +22,7 @@ QUESTION = "describe the image in detail."
 MARK = "<image>"
 MIN_CTX = 2048
 MAX_TOKENS = 256  # where -n says nothing
+PREDICT = click.IntRange(-(2**31), 2**31 - 1)
 VICUNA = (  # what the program wrote around a question, whatever the model
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the human's questions.\nUSER:",
@@ -56,34 +59,35 @@ _SETTINGS = {
 
 @click.command(context_settings=_SETTINGS)
 @click.version_option(package_name="llava-native")
-@click.option("-m", "--model", required=True, type=click.Path(), help="The text model, a GGUF file.")
-@click.option("--mmproj", required=True, type=click.Path(), help="The image encoder, a GGUF file.")
+@model_options
 @click.option("--image", "images", multiple=True, type=click.Path(), help="Several are several runs.")
 @click.option("-p", "--prompt", help=f"The question, or a whole prompt with {MARK} in it.")
 @click.option("-f", "--file", "prompt_file", type=click.Path(), help="A file with the prompt.")
 @click.option("-e", "--escape", is_flag=True, help=r"Replace \n, \t, \xHH and the like in the prompt.")
-@click.option("-n", "--predict", "--n-predict", "n_predict", type=int, default=-1, help="-1: 256 tokens.")
+@click.option("-n", "--predict", "--n-predict", "n_predict", type=PREDICT, default=-1, help="-1: 256 tokens.")
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=0, help="At least 2048.")
 @click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1))
 @click.option("-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1))
 @click.option("-t", "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers", type=int, default=-1)
-@click.option("--temp", "temperature", type=float, default=0.8, show_default=True)
-@click.option("--top-k", type=int, default=40, show_default=True)
-@click.option("--top-p", type=float, default=0.95, show_default=True)
-@click.option("--min-p", type=float, default=0.05, show_default=True)
+@click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers", type=LAYERS, default=-1)
+@click.option("--temp", "temperature", type=TEMPERATURE, default=0.8, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True)
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
 @click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
 @click.option("--repeat-last-n", type=int, default=64, show_default=True)
-@click.option("-s", "--seed", type=int, default=-1, help="-1: another one each time.")
+@click.option(
+    "-s", "--seed", type=click.IntRange(-1, 2**32 - 2), default=-1, help="-1: another one each time."
+)
 @click.option("-fa", "--flash-attn", is_flag=True, help="Flash attention, also on the CPU.")
 @click.option("--lora", multiple=True, type=click.Path(), help="A LoRA adapter; may be given again.")
 @click.option("--lora-scaled", multiple=True, type=(click.Path(), float), help="One, and how much of it.")
 @click.option("--chat-template", help="phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it.")
 @click.option("--verbose-prompt", is_flag=True, help="Write the prompt's tokens to stderr.")
-@click.option("--log-disable", is_flag=True, help="Nothing on stderr but errors.")
+@click.option("--log-disable", is_flag=True, help="No figures on stderr.")
 def llava_cli(
-    model: str,
-    mmproj: str,
+    model: str | None,
+    mmproj: str | None,
     images: tuple[str, ...],
     prompt: str | None,
     prompt_file: str | None,
@@ -102,13 +106,18 @@ def llava_cli(
     """Ask a LLaVA model about an image.
 
     With <image> in the prompt, it is taken as it is, special tokens included. Without, it is a question,
-    put into the model's own chat template, or LLaVA-1.5's for a file that has none.
+    put into the model's own chat template, or LLaVA-1.5's for a file that has none. Without -m and
+    --mmproj the small embedded model answers.
     """
     if prompt_file is not None:
         prompt = Path(prompt_file).read_text(encoding="utf-8").removesuffix("\n")
     prompt, embedded = _embedded_image(prompt or "")
     prompt = _unescape(prompt) if escape else prompt
     pictures: list[Any] = [embedded] if embedded is not None else list(images)
+    if (model is None) != (mmproj is None):
+        raise click.UsageError("-m and --mmproj go together; without both the embedded model answers")
+    if n_predict == 0:
+        raise click.UsageError("-n 0 asks for no answer")
     if not pictures:
         raise click.UsageError("there is no image: --image FILE, or one in base64 in the prompt")
     load = {name: options.pop(name) for name in ("n_batch", "n_ubatch", "n_threads")}
@@ -118,10 +127,8 @@ def llava_cli(
         load["flash_attn"] = True
     options["seed"] = seed if seed >= 0 else None
     options["max_tokens"] = n_predict if n_predict >= 0 else MAX_TOKENS
-    from llava_native.llava import Llava
-
     load["lora"] = [*lora, *lora_scaled]
-    with Llava(model, mmproj, chat_template=chat_template, n_seq_max=1, **load) as llava:
+    with open_llava(model, mmproj, chat_template=chat_template, n_seq_max=1, **load) as llava:
         for picture in pictures:  # as the program did: each alone, with a fresh context
             _answer(llava, picture, prompt, options, verbose_prompt, log_disable)
 

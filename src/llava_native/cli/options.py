@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from llava_native.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from llava_native.llava import Llava
     from llava_native.stream import TokenStream
 
-__all__ = ["answer_options", "given", "load_options", "model_options", "open_llava", "report", "write"]
+__all__ = [
+    "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "given", "is_url", "load_options",
+    "model_options", "open_llava", "report", "write",
+]  # fmt: skip
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+LAYERS = click.IntRange(-1, 2**31 - 1)
+TEMPERATURE = click.FloatRange(0, 1e6)
+SEED = click.IntRange(0, 2**32 - 2)
+_N_CTX = "Tokens of prompt and answer [4096; a named model's own; the embedded one's 2048]."
 _TEMPLATES = "phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it; default by the model."
 
 
@@ -38,9 +47,9 @@ def model_options(command: _Command) -> _Command:
 def load_options(command: _Command) -> _Command:
     """Add what decides how a model is loaded."""
     return _all(
-        click.option("-c", "--n-ctx", type=click.IntRange(8), help="Tokens of prompt and answer [4096]."),
+        click.option("-c", "--n-ctx", type=click.IntRange(8), help=_N_CTX),
         click.option("-t", "--n-threads", type=click.IntRange(1), help="CPU threads [the physical cores]."),
-        click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU, -1 all [-1]."),
+        click.option("-ngl", "--n-gpu-layers", type=LAYERS, help="Layers on the GPU, -1 all [-1]."),
         click.option("--lora", multiple=True, type=click.Path(), callback=_list, help="A LoRA adapter."),
         click.option("--chat-template", help=_TEMPLATES),
     )(command)
@@ -54,8 +63,8 @@ def answer_options(command: _Command) -> _Command:
     """Add what decides how an answer is made."""
     return _all(
         click.option("-n", "--max-tokens", type=click.IntRange(1), help="Length of an answer [512]."),
-        click.option("--temp", "temperature", type=float, help="0 is greedy."),
-        click.option("-s", "--seed", type=int, help="Makes answers with a temperature repeatable."),
+        click.option("--temp", "temperature", type=TEMPERATURE, help="0 is greedy."),
+        click.option("-s", "--seed", type=SEED, help="Makes answers with a temperature repeatable."),
     )(command)
 
 
@@ -65,7 +74,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def open_llava(model: str | None, mmproj: str | None, **options: Any) -> Llava:
-    """Open the model that -m and --mmproj name, or the embedded one.
+    """Open the model that -m and --mmproj name, or the embedded one, and say on stderr that it is that.
 
     Raises
     ------
@@ -81,6 +90,24 @@ def open_llava(model: str | None, mmproj: str | None, **options: Any) -> Llava:
     llava = Llava.demo(**options)
     print(f"llava-native: the embedded demo model answers ({llava.model.description})", file=sys.stderr)
     return llava
+
+
+def check_images(images: Iterable[str], allow_urls: bool) -> None:
+    """Refuse URLs unless they are allowed.
+
+    Raises
+    ------
+    InvalidInputError
+        One is not.
+    """
+    for name in images:
+        if is_url(name) and not allow_urls:
+            raise InvalidInputError(f"{name}: images from the web are off; --allow-urls allows them")
+
+
+def is_url(name: str) -> bool:
+    """Tell whether an image's name is one of the web."""
+    return name.lower().startswith(("http://", "https://"))
 
 
 def write(stream: TokenStream, name: str = "") -> None:

@@ -51,8 +51,8 @@ def run(
     system = system if system is not None else named.system if named else None
     history = named.messages if named else ()
     text = " ".join(prompt)
-    if not prompt and not sys.stdin.isatty():
-        text = sys.stdin.read().strip()
+    if not prompt and not (sys.stdin is not None and sys.stdin.isatty()):
+        text = sys.stdin.read().strip() if sys.stdin is not None else ""
         if not text:
             raise click.UsageError("there is no prompt")
     # before any model is loaded

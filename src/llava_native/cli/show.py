@@ -36,7 +36,7 @@ _LONG = 200  # characters of a value that are shown
 @click.option("--license", "licenses", is_flag=True, help="Only the licences.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(name: str, metadata: bool, template: bool, system: bool, licenses: bool, as_json: bool) -> None:
-    """Show what NAME is: a named model, or the path of a GGUF file.
+    """Show what NAME is: a named model, the path of a GGUF file, or "demo", the embedded model.
 
     Only headers are read.
     """
@@ -59,6 +59,8 @@ def show(name: str, metadata: bool, template: bool, system: bool, licenses: bool
 def _find(name: str) -> tuple[NamedModel | None, list[str]]:
     """Return a named model and its files, or the file that the name is a path of."""
     from llava_native import store
+    from llava_native.cli.run import DEMO
+    from llava_native.demo import demo_files
     from llava_native.errors import InvalidInputError
 
     if Path(name).is_file():
@@ -68,6 +70,8 @@ def _find(name: str) -> tuple[NamedModel | None, list[str]]:
     except InvalidInputError:
         raise FileNotFoundError(f"{name}: no such file, and no name of a model") from None
     except ModelNotFoundError as exc:
+        if name == DEMO:
+            return None, [str(path) for path in demo_files()]
         raise ModelNotFoundError(f"{exc}; nor is there a file of that name") from None
     arguments = named.arguments()
     return named, [arguments[key] for key in ("model", "mmproj") if key in arguments]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llava_native.engine.request import Request
     from llava_native.engine.sequences import Content
     from llava_native.engine.stats import Stats
+    from llava_native.stream import TokenStream
 
 __all__ = ["Engine", "n_sequences"]
 
@@ -92,7 +93,7 @@ class Engine:
         self.model = context.model
         self.adapters = [(adapter.fingerprint, adapter.scale) for adapter in adapters_of(context)]
         self.n_running = n_running
-        self.streams: set[int] = set()  # open ones, by id
+        self.streams: dict[int, weakref.ref[TokenStream]] = {}  # open ones, by id
         self._max_waiting = max_waiting
         self._starting = threading.Lock()
         self._closed = False

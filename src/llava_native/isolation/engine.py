@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
     from llava_native.engine import Request
     from llava_native.engine.sequences import Content
+    from llava_native.stream import TokenStream
 
 __all__ = ["IsolatedEngine"]
 
@@ -60,7 +61,7 @@ class IsolatedEngine:
         cancel: CancelToken | None = None,
     ) -> None:
         self.n_running = n_running
-        self.streams: set[int] = set()
+        self.streams: dict[int, weakref.ref[TokenStream]] = {}
         self._options = options
         self._max_waiting = max_waiting
         self._starting = threading.Lock()
