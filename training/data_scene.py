@@ -207,20 +207,22 @@ def sample_scene(seed: int, max_things: int = 5, text_rate: float = 0.4) -> Scen
     return scene
 
 
-def difficulty(scene: Scene) -> int:
-    """Count what is easily got wrong: pairs of things nearly above or beside each other, and small print."""
+def close_pairs(scene: Scene) -> int:
+    """Count the pairs of things that are nearly above or beside each other: hard to put in order."""
     gaps = [
         abs(a - b)
         for axis in ("x", "y")
         for a, b in itertools.combinations([getattr(t, axis) for t in scene.things], 2)
     ]
-    return sum(0.035 <= gap < 0.1 for gap in gaps) + 2 * (0 < scene.text_box[2] < 0.19)
+    return sum(0.035 <= gap < 0.1 for gap in gaps)
 
 
 def sample_hard_scene(seed: int, max_things: int = 5) -> Scene:
-    """Invent a scene for training: half of them the most difficult of three."""
-    choice = [sample_scene(seed + (n << 37), max_things) for n in range(3 if seed % 2 else 1)]
-    return max(choice, key=difficulty)
+    """Invent a scene for training: a quarter the hardest of three to put in order, a quarter to read."""
+    hardest = {2: close_pairs, 3: lambda scene: len(scene.text)}.get(seed % 4)
+    if hardest is None:
+        return sample_scene(seed, max_things)
+    return max((sample_scene(seed + (n << 37), max_things) for n in range(3)), key=hardest)
 
 
 def _place_text(rng: random.Random, scene: Scene) -> None:

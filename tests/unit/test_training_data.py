@@ -138,8 +138,10 @@ def test_counting_agrees_with_the_questions_about_place_and_number():
 
 
 def test_training_sees_more_of_the_difficult_scenes():
-    plain = [scenes.difficulty(scenes.sample_scene(seed)) for seed in range(200)]
-    hard = [scenes.difficulty(scenes.sample_hard_scene(seed)) for seed in range(200)]
-    assert hard[::2] == plain[::2]  # half of them are left as they are
-    assert sum(hard[1::2]) > 1.5 * sum(plain[1::2])
+    plain = [scenes.sample_scene(seed) for seed in range(400)]
+    hard = [scenes.sample_hard_scene(seed) for seed in range(400)]
+    for kind in (0, 1):  # half of them are left as they are
+        assert hard[kind::4] == plain[kind::4]
+    assert sum(map(scenes.close_pairs, hard[2::4])) > 1.5 * sum(map(scenes.close_pairs, plain[2::4]))
+    assert sum(len(s.text) for s in hard[3::4]) > 1.5 * sum(len(s.text) for s in plain[3::4])
     assert scenes.sample_hard_scene(7) == scenes.sample_hard_scene(7)
