@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import tempfile
 
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
@@ -166,10 +167,18 @@ cdef ImageEmbedding embedding_from_batch(
     return self
 
 
+def _without_waiting(name, flags):
+    """Open a pipe that nobody writes into, too."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _read_safetensors(path):
     """Return (metadata, float32 memoryview of two dimensions) of a file that `save` wrote."""
-    with open(os.fspath(path), "rb") as file:  # fspath refuses a number, which open() takes and closes
-        size = os.fstat(file.fileno()).st_size
+    with open(os.fspath(path), "rb", opener=_without_waiting) as file:  # fspath: open() would close a number
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise ModelFormatError(f"{os.fspath(path)} is not a regular file")
+        size = info.st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, HEADER_LIMIT):
             raise ModelFormatError(f"{os.fspath(path)} is not a saved embedding, or a damaged one")

@@ -147,7 +147,13 @@ class ImageMap:
             if self._order is None:
                 stream.on_end(partial(self._done.put, index))
             stream.start()
-        except (ValueError, OSError, BusyError, NativeAbort) as exc:  # of this image; the next may be sound
+        except (
+            ValueError,
+            OSError,
+            MemoryError,
+            BusyError,
+            NativeAbort,
+        ) as exc:  # of this image; the next may be sound
             error = exc
             if self._order is None:
                 self._done.put(index)
@@ -161,7 +167,7 @@ class ImageMap:
             with pending.stream as stream:
                 try:
                     result = stream.result() if error is None else None
-                except (ValueError, OSError, RuntimeError) as exc:
+                except Exception as exc:  # this answer's own
                     error = exc
         return MapItem(pending.index, pending.image, result, error)
 

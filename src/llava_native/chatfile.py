@@ -1,17 +1,22 @@
 """Conversations as files: turns and images, and what was evaluated of them, in a zip that nothing trusts.
 
 ``chat.json`` holds the turns, ``image-N`` an image each (a file as it was given, a PNG, or rows of float32),
-and ``state.bin``, which may be missing, the keys and values of the longest beginning that was still cached.
+and ``state.bin``, which may be missing, the keys and values of the longest beginning that was still cached,
+with a mark of the user who saved it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import hashlib
+import hmac
 import io
 import json
 import logging
 import os
+import secrets
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +42,7 @@ __all__ = ["read_chat", "write_chat"]
 _logger = logging.getLogger("llava_native")
 _FORMAT = "llava_native chat 1"
 _MAX_JSON = 64 << 20  # bytes
+_KEY_BYTES = 32
 
 
 def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Message]) -> None:
@@ -63,13 +69,15 @@ def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Me
         **_identity(llava),
         "messages": [_message_data(message, images) for message in messages],
     }
-    kept = llava.engine.export(lambda: _content(llava, messages)) if messages else None
+    key = _key()
+    kept = llava.engine.export(lambda: _content(llava, messages)) if messages and key else None
     temporary = Path(f"{os.fspath(path)}.{os.getpid()}.new")
     try:
-        with zipfile.ZipFile(temporary, "w") as file:
+        with zipfile.ZipFile(temporary, "w", strict_timestamps=False) as file:
             data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
             if kept is not None:
                 data["state"] = {"made_by": _made_by(llava.engine), "content": _content_data(kept[0])}
+                data["state"]["mark"] = _mark(key, data, kept[1])
                 file.writestr("state.bin", kept[1])
             file.writestr("chat.json", json.dumps(data))
         temporary.chmod(0o600)
@@ -101,11 +109,16 @@ def read_chat(path: str | os.PathLike[str], llava: Llava) -> list[Message]:
             images = [_read_image(file, n, image, llava) for n, image in enumerate(data["images"])]
             messages = [_read_message(message, images) for message in data["messages"]]
             if "state" in data and data["state"]["made_by"] == _made_by(llava.engine):
-                content = _read_content(data["state"]["content"])
-                _adopt(llava.engine, content, _read(file, "state.bin"))
+                state = _read(file, "state.bin")
+                mark = str(data["state"].get("mark")).encode()
+                if hmac.compare_digest(mark, _mark(_key(), data, state).encode()):
+                    _adopt(llava.engine, _read_content(data["state"]["content"]), state)
+                else:
+                    _logger.warning("a saved state is not used: it was not saved by this user here")
     except LlavaError:
         raise
-    except (zipfile.BadZipFile, EOFError, LookupError, TypeError, ValueError, RuntimeError, OSError) as exc:
+    except (zipfile.BadZipFile, EOFError, LookupError, TypeError, ValueError, ArithmeticError,
+            RuntimeError, MemoryError, OSError) as exc:  # fmt: skip
         if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # which is an offset before the start
             raise
         raise ChatFileError(f"{os.fspath(path)} is not a saved conversation, or damaged: {exc!r}") from exc
@@ -239,6 +252,43 @@ def _read_content(data: list[Any]) -> Content:
     return content
 
 
+def _key() -> bytes:
+    """Return this user's secret; empty where it cannot be kept.
+
+    What a file says was evaluated may answer for every conversation that begins alike, and that it was
+    evaluated from what it says cannot be seen: so only states with this user's own mark are used.
+    """
+    from llava_native.store import home
+
+    path = home() / "chat.key"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), open(path, "xb", opener=_for_me) as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+        key = path.read_bytes()
+    except OSError as exc:
+        _logger.info("no state of a conversation is saved or used: %s", exc)
+        return b""
+    return key if len(key) == _KEY_BYTES else b""
+
+
+def _for_me(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _mark(key: bytes, data: dict[str, Any], state: bytes) -> str:
+    """Return what shows that this user saved a state with these facts; nobody did with an empty key."""
+    facts = [
+        data["model"]["fingerprint"],
+        data["encoder"],
+        data["state"]["made_by"],
+        data["state"]["content"],
+    ]
+    mark = hashlib.blake2b(json.dumps(facts).encode(), key=key or secrets.token_bytes(_KEY_BYTES))
+    mark.update(state)
+    return mark.hexdigest()
+
+
 def _adopt(engine: Engine, content: Content, state: bytes) -> None:
     """Use a state where it is one; without it the conversation is evaluated again."""
     try:
@@ -249,6 +299,6 @@ def _adopt(engine: Engine, content: Content, state: bytes) -> None:
 
 
 def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
         raise TypeError(f"{value!r} is not a natural number")
     return value

@@ -72,6 +72,18 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         from llguidance import LLTokenizer, TokenizerWrapper
 
+        # the tokenizer must not reach itself: Python's collector does not see through it
+        words = _Words(model)
+        ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
+        self.tokenizer: LLTokenizer = LLTokenizer(
+            TokenizerWrapper(words), eos_token=ends or [words.eos_token_id]
+        )
+
+
+class _Words:
+    """What llguidance's TokenizerWrapper asks for."""
+
+    def __init__(self, model: Model) -> None:
         special = sorted(model.special_tokens.values())
         self.eos_token_id = next(iter([model.eos, model.eot]), -1)
         self.bos_token_id = model.bos if model.bos >= 0 else None
@@ -80,10 +92,6 @@ class Vocabulary:
             self.tokens[token] = model.token_bytes(token, special=True)
         self.special_token_ids = special
         self._model = model
-        ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
-        self.tokenizer: LLTokenizer = LLTokenizer(
-            TokenizerWrapper(self), eos_token=ends or [self.eos_token_id]
-        )
 
     def __call__(self, text: bytes) -> list[int]:
         """Tokenise what goes on after other text, as llguidance asks."""

@@ -34,6 +34,9 @@ _CHUNK: Final = 1 << 16
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_NOT_PUBLIC: Final = tuple(  # that Python 3.11 takes for public: documentation, and the relays of 6to4
+    map(ipaddress.ip_network, ("3fff::/20", "192.88.99.0/24"))
+)
 _PAGE: Final = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title")
 _SHOWN: Final = 200  # characters of a URL in a message
 
@@ -84,11 +87,13 @@ def load_url(
     deadline = time.monotonic() + timeout
     here = url.strip()
     for _ in range(MAX_REDIRECTS + 1):
+        parts = _split(here)
         with _reported(here, timeout):
-            answer = _get(_split(here), allow_private, max_bytes, deadline)
-        if isinstance(answer, bytes):
-            return answer
-        before, here = here, urljoin(here, answer)
+            answer = _get(parts, allow_private, max_bytes, deadline)
+            if isinstance(answer, bytes):
+                return answer
+            before, here = here, urljoin(here, answer)
+            _split(here)
         if before.lower().startswith("https:") and not here.lower().startswith("https:"):
             raise DownloadError(f"{_shown(before)} redirects to {_shown(here)}, which is not encrypted")
     raise DownloadError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
@@ -241,6 +246,10 @@ def _is_public(address: _Address) -> bool:
             carried = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if carried is not None:
             return _is_public(carried)
+        if address.is_site_local:
+            return False
+    if any(address.version == net.version and address in net for net in _NOT_PUBLIC):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -304,7 +313,9 @@ def _reported(url: str, timeout: float) -> Iterator[None]:
         ) from exc
     except http.client.InvalidURL as exc:
         raise InvalidInputError(f"{_shown(url)} is not a valid URL: {exc}") from exc
-    except (OSError, http.client.HTTPException) as exc:
+    except UnicodeEncodeError as exc:
+        raise InvalidInputError(f"{_shown(url)!a} is not a valid URL: {exc}") from exc
+    except (OSError, http.client.HTTPException, ValueError) as exc:  # whatever the server has written
         raise DownloadError(f"{_shown(url)} cannot be fetched: {exc or type(exc).__name__}") from exc
 
 

@@ -269,7 +269,8 @@ class _Source:
         if end > MAX_HEADER_BYTES:
             self.fail(f"its header claims more than {MAX_HEADER_BYTES >> 20} MiB")
         assert self.file is not None, "arrays are decoded from what was read"
-        self.data += self.file.read(max(_CHUNK, end - len(self.data)))
+        # half as much again at least: appending copies all that was read before
+        self.data += self.file.read(max(_CHUNK, end - len(self.data), len(self.data) // 2))
         if end > len(self.data):
             self.fail("it became shorter while it was read")
 

@@ -118,7 +118,7 @@ class _Parser:
         if source[start:].lstrip().startswith("/*"):
             end = source.find("}}", source.find("*/", start))
         else:
-            inside = re.compile(r'"(?:\\.|[^"\\\n])*"|`[^`]*`|\}\}')
+            inside = re.compile(r'"(?:\\.|[^"\\\n])*"?|`[^`]*`|\}\}')
             found = (match for match in inside.finditer(source, start) if match.group() == "}}")
             end = next((match.start() for match in found), -1)
         if end < 0:
@@ -200,6 +200,8 @@ class _Parser:
                 self._fail(f"{text[position:]!r} is not understood")
             tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()
+        if sum(token in (("op", "("), ("op", "|")) for token in tokens) > MAX_NESTING:
+            self._fail(f"an action has more than {MAX_NESTING} parentheses and pipes")
         tokens.reverse()  # a stack
         value = self._pipeline(tokens)
         if tokens:

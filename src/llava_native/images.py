@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
 from .errors import ImageDecodeError, ImageTooLargeError, InvalidInputError
+from .image_costs import check_cost
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
@@ -135,6 +136,7 @@ def open_image(
         if draft_size is not None:
             _draft(opened, draft_size)
         with _reported(f"{name} is damaged or truncated"):
+            check_cost(opened, max_pixels, name)
             opened.load()
             return _to_rgb(opened, background)
 
@@ -408,7 +410,7 @@ def _reported(message: str) -> Iterator[None]:
 
     try:
         yield
-    except (MemoryError, ImageDecodeError):
+    except (MemoryError, ImageDecodeError, ImageTooLargeError):
         raise
     except DecompressionBombError as error:
         raise ImageTooLargeError(f"{message}: {error}") from error

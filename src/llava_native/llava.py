@@ -492,6 +492,7 @@ class Llava:
         for opened in list(self._engine.streams.values()):
             if (stream := opened()) is not None:
                 stream.close()
+        self._engine.close()  # also those that somebody is inside of
         self.close()
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -75,6 +76,7 @@ class Parts:
         self._adapters: list[LoraAdapter] = []
         self._owned: list[Model | ImageEncoder | Context] = []  # in the order they were made
         self._engine: Engine | None = None
+        self._closing = threading.Lock()
         self._vocabulary: Vocabulary | None = None  # made for the first constraint
         load = {name: options.pop(name) for name in ("progress", "cancel")}
         try:
@@ -192,10 +194,11 @@ class Parts:
             if not self._engine.closed and self._engine.streams:
                 raise BusyError("a stream of this Llava is open; finish, close or drop it first")
             self._engine.close()
-        self._adapters.clear()  # the context has them until it is closed
-        while self._owned:  # the last first: a context needs its model
-            self._owned[-1].close()
-            self._owned.pop()
+        with self._closing:
+            self._adapters.clear()  # the context has them until it is closed
+            while self._owned:  # the last first: a context needs its model
+                self._owned[-1].close()
+                self._owned.pop()
 
 
 def _n_sequences(options: dict[str, Any]) -> int:

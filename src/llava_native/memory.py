@@ -234,7 +234,8 @@ def _encoder(header: GGUFHeader) -> int:
     patches = header.tensors.get("v.blk.0.attn_q.weight")
     if patches is not None and patches.type == "F32":  # flash attention is off, see ImageEncoder
         scores = number("attention.head_count") * n
-    return sum(tensor.nbytes for tensor in header.tensors.values()) + n * (width + scores) * 4
+    pixels = 2 * 3 * number("image_size") ** 2  # as they are, and unfolded into patches
+    return sum(tensor.nbytes for tensor in header.tensors.values()) + (n * (width + scores) + pixels) * 4
 
 
 def _repacked_types(devices: Sequence[Mapping[str, Any]]) -> frozenset[str]:

@@ -215,18 +215,15 @@ def _value(lines: list[str], rest: str, at: int, path: str) -> tuple[str, int]:
     if quote is None:
         return rest, at
     first, line = at, lines[at - 1]
-    raw = line[line.index(quote) :]  # not stripped: inside quotes, spaces at the end of a line count
-    while not _closed(raw, quote):
+    raw = [
+        line[line.index(quote) + len(quote) :]
+    ]  # not stripped: inside quotes, spaces at a line's end count
+    while not raw[-1].rstrip().endswith(quote):
         if at == len(lines):
             raise _error(path, first, f"the {quote} that begins here is closed at the end of no line")
-        raw += "\n" + lines[at]
+        raw.append(lines[at])
         at += 1
-    return raw.strip()[len(quote) : -len(quote)], at
-
-
-def _closed(text: str, quote: str) -> bool:
-    text = text.strip()
-    return len(text) >= 2 * len(quote) and text.endswith(quote)
+    return "\n".join(raw).rstrip()[: -len(quote)], at
 
 
 def _first_word(text: str) -> tuple[str, str]:

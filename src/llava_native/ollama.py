@@ -9,11 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Final
 
 from llava_native.errors import TemplateError
-from llava_native.gotemplate import Block, Call, Expr, Literal, Node, Output, Set, Value, parse
+from llava_native.gotemplate import (
+    MAX_SOURCE,
+    Block,
+    Call,
+    Expr,
+    Literal,
+    Node,
+    Output,
+    Set,
+    Value,
+    parse,
+)
 
 __all__ = ["to_chat_template", "to_jinja"]
 
@@ -128,6 +140,12 @@ def _guarded(nodes: tuple[Node, ...], before: str, after: str) -> bool:
 # -- writing
 
 
+def _bounded(jinja: str) -> str:
+    if len(jinja) > MAX_SOURCE:
+        raise TemplateError(f"the template becomes more than {MAX_SOURCE} characters of Jinja")
+    return jinja
+
+
 class _Writer:
     """Writes nodes as Jinja: no text of the template stands outside an expression."""
 
@@ -144,10 +162,11 @@ class _Writer:
         if ".Response" not in _fields(nodes):
             nodes = (*nodes, Output(Value("field", ".Response")))
         whole, cut = self._write(nodes, "$"), self._write(_until_response(nodes)[0], "$")
-        return _TURNS.replace("WHOLE", whole).replace("CUT", cut)
+        made = {"WHOLE": whole, "CUT": cut}
+        return re.sub("WHOLE|CUT", lambda mark: made[mark.group()], _TURNS)
 
     def _write(self, nodes: tuple[Node, ...], dot: str) -> str:
-        return "".join(self._node(node, dot) for node in nodes)
+        return _bounded("".join(self._node(node, dot) for node in nodes))
 
     def _node(self, node: Node, dot: str) -> str:
         if isinstance(node, Literal):
@@ -214,7 +233,7 @@ class _Writer:
 
     def _expr(self, expr: Expr, dot: str) -> str:
         if isinstance(expr, Call):
-            return self._call(expr, dot)
+            return _bounded(self._call(expr, dot))
         if expr.kind == "string":
             return _quoted(_unquoted(expr.text))
         if expr.kind == "number" or expr.text in ("true", "false"):

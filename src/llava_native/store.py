@@ -245,11 +245,19 @@ def _made(name: str, paths: list[Any], adapters: list[Path], **said: Any) -> Nam
     return NamedModel(name, FileRef.of(pair.text), mmproj, refs, created=created, **said)
 
 
+def _beside(read: Modelfile, name: str) -> Path:
+    """Return the path that a Modelfile means by a name."""
+    try:
+        return Path(read.path).parent / Path(name).expanduser()
+    except RuntimeError as exc:  # ~somebody who does not exist
+        raise ModelfileError(f"{read.path}: {name}: {exc}") from exc
+
+
 def _adapters(read: Modelfile) -> list[Path]:
     """Return the files of the ADAPTER lines."""
     paths = []
     for line in read.adapters:
-        path = Path(read.path).parent / Path(line.value).expanduser()
+        path = _beside(read, line.value)
         if not path.is_file():
             raise ModelfileError(f"{read.path}:{line.line}: ADAPTER {line.value}: there is no such GGUF file")
         paths.append(path)
@@ -261,7 +269,7 @@ def _sources(read: Modelfile) -> tuple[NamedModel | None, list[Path]]:
     base: NamedModel | None = None
     paths: list[Path] = []
     for source in read.sources:
-        path = Path(read.path).parent / Path(source.value).expanduser()
+        path = _beside(read, source.value)
         where = f"{read.path}:{source.line}: FROM {source.value}"
         if path.is_dir():
             raise ModelfileError(f"{where}: is a folder; name a GGUF file")

@@ -187,7 +187,7 @@ class TokenStream:
     ) -> None:
         self._engine = engine
         self._sampler = sampler
-        self._prompt = prompt
+        self._n_prompt = prompt.n_tokens
         writer = Writer(engine.model, stops)
         try:
             self._request = Request(
@@ -262,10 +262,18 @@ class TokenStream:
                 "another thread or task is inside this stream; only cancel() and close() may be called"
             )
 
+    def _check_limit(self) -> None:
+        """Raise what the caller's token or the time limit says; but what came before that comes first."""
+        try:
+            self._request.raise_if_cancelled()
+        except TimeoutExpiredError:
+            if self._request.events.empty():
+                raise
+
     def _wait(self) -> Event:
         """Return what the engine says next. Without a time limit, nothing but an event ends the wait."""
         request = self._request
-        request.raise_if_cancelled()
+        self._check_limit()
         self.start()
         if request.events.empty():
             self._engine.check()
@@ -279,7 +287,7 @@ class TokenStream:
 
     async def _wait_async(self) -> Event:
         request = self._request
-        request.raise_if_cancelled()
+        self._check_limit()
         self.start()
         loop = asyncio.get_running_loop()
         while True:
@@ -290,11 +298,14 @@ class TokenStream:
             request.wake = partial(_wake, loop, future)
             if request.events.empty():  # else it came before `wake` was there
                 await asyncio.wait((future,), timeout=_POLL_S if request.has_deadline else None)
-            request.raise_if_cancelled()
+            self._check_limit()
 
     def _take(self, event: Event) -> Token | None:
         if event.error is not None:
-            raise event.error
+            try:
+                raise event.error
+            finally:
+                del event  # else error, traceback and this frame would keep each other
         if event.reason == "cancelled":
             self._request.raise_if_cancelled()
             raise CancelledError("cancelled")
@@ -313,7 +324,10 @@ class TokenStream:
         """Free everything, and raise, unless it is the end that ``cancel()`` asked for."""
         self._free()
         if not isinstance(error, CancelledError) or isinstance(error, TimeoutExpiredError):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # as in `_take`
 
     def cancel(self) -> None:
         """Stop from any thread; the iteration ends, and ``finish_reason`` is "cancelled"."""
@@ -373,7 +387,7 @@ class TokenStream:
         """Tokens so far."""
         request = self._request
         image_tokens = sum(image.n_tokens or 0 for image in request.images)
-        return Usage(request.n_prompt or self._prompt.n_tokens, image_tokens, self._n_tokens)
+        return Usage(request.n_prompt or self._n_prompt, image_tokens, self._n_tokens)
 
     @property
     def timings(self) -> Timings:

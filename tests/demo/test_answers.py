@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import math
 import subprocess
 import sys
+import threading
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from llava_native import Llava
+from llava_native import Constraint, Llava
+from llava_native._native import live_counts
 from llava_native.errors import InvalidInputError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -146,6 +155,76 @@ def test_the_end_of_a_with_block_ends_its_streams(isolate):
         fail()
     assert llava.closed
     assert [begun.finish_reason, waiting.finish_reason] == ["cancelled", "cancelled"]
+
+
+def test_the_end_of_a_with_block_ends_streams_that_others_are_inside_of():
+    llava = Llava.demo()
+    endless = {"max_tokens": 1000, "logit_bias": {llava.model.eos: -math.inf}}
+    stream = llava.stream("Describe this image.", image=EXAMPLES / "shapes.png", **endless)
+    next(stream)
+    inside = threading.Thread(target=lambda: list(stream))
+
+    async def body():
+        async def read():
+            async with llava.stream("Hello", **endless) as other:
+                return [token async for token in other]
+
+        task = asyncio.ensure_future(read())
+        await asyncio.sleep(0.05)
+        with llava:
+            inside.start()
+        return await asyncio.wait({task}, timeout=10)
+
+    done, _ = asyncio.run(body())
+    assert len(done) == 1
+    inside.join(10)
+    assert not inside.is_alive()
+    assert llava.closed
+
+
+def test_two_may_close_at_once():
+    for _ in range(5):
+        llava = Llava.demo(n_threads=1)
+        llava.generate("Hello", max_tokens=1)
+        with ThreadPoolExecutor(4) as pool:
+            assert [f.result() for f in [pool.submit(llava.close) for _ in range(4)]] == [None] * 4
+
+
+def test_an_array_that_is_filled_again_spoils_no_other_answer(demo):
+    """Of the encoder's own size, so that no copy was made on the way."""
+    side = demo.encoder.image_size
+    one, other = (
+        np.asarray(Image.open(EXAMPLES / name).convert("RGB").resize((side, side)))
+        for name in ("left.png", "right.png")
+    )
+    right = [demo.describe(one), demo.describe(other)]
+    with Llava.demo(n_threads=1) as llava:
+        frame = one.copy()
+        with llava.stream("Describe this image.", image=frame, temperature=0) as stream:
+            stream.start()
+            while not llava.stats().running:
+                frame[:] = other
+            stream.result()
+        assert [llava.describe(one), llava.describe(other)] == right
+
+
+def test_a_dropped_llava_that_used_a_constraint_is_gone():
+    before = live_counts()
+    llava = Llava.demo(n_threads=1)
+    llava.generate("Hi", max_tokens=4, constraint=Constraint.regex("[ab]+"))
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        del llava
+        gc.collect()
+    assert live_counts() == before
+
+
+def test_a_finished_stream_keeps_no_picture(demo):
+    picture = Image.open(EXAMPLES / "left.png").convert("RGB")
+    seen = weakref.ref(picture)
+    stream = demo.stream("Describe this image.", image=picture, temperature=0)
+    del picture
+    stream.result()
+    assert seen() is None
 
 
 def test_a_command_without_a_model_asks_the_embedded_one():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,6 +65,20 @@ def test_bad_images_yield_their_errors(llava, images, expected, ordered):
     ]
     with pytest.raises(FileNotFoundError):
         _ = items[17].text
+
+
+def test_an_image_of_a_wrong_kind_is_its_own_error(llava, images, expected):
+    images[1] = np.zeros((8, 8, 3), np.float32)
+    items = list(llava.map(images[:3], "What?", **GREEDY))
+    assert isinstance(items[1].error, TypeError)
+    assert [items[0].text, items[2].text] == [expected[0], expected[2]]
+
+
+def test_answers_that_came_in_time_may_be_read_later(llava, images, expected):
+    stream = llava.map(images[:2], "What?", timeout=1.0, **GREEDY)
+    first = next(stream)
+    time.sleep(1.2)
+    assert [first.text, next(stream).text] == expected[:2]
 
 
 def test_images_are_taken_a_few_ahead_and_let_go(llava, images):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -47,6 +48,13 @@ def edit(path, change):
     with zipfile.ZipFile(path, "w") as file:
         for name, content in members.items():
             file.writestr(name, content)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("LLAVA_NATIVE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -145,6 +153,45 @@ def test_a_damaged_state_is_not_used(llava, saved, pair, caplog):
     with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1) as other:
         assert go_on(other.load_chat(saved)).text == expected
     assert "a saved state is not used" in caplog.text
+
+
+def test_a_strangers_state_is_not_used(llava, saved, pair, caplog, monkeypatch, tmp_path):
+    """Whose content could be another conversation's beginning, and whose keys and values anything."""
+    expected = go_on(llava.load_chat(saved))
+    assert expected.timings.cached_tokens
+    for elsewhere in ("other", "file/in/the/way"):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("LLAVA_NATIVE_HOME", str(tmp_path / elsewhere))
+        caplog.clear()
+        with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1) as other:
+            found = go_on(other.load_chat(saved))
+            assert (found.text, found.timings.cached_tokens) == (expected.text, 0)
+        assert "not saved by this user" in caplog.text
+
+
+def test_a_state_is_bound_to_what_it_is_of(llava, saved, pair, caplog):
+    def change(_members, data):
+        data["state"]["content"][0]["ids"][1] += 1
+
+    edit(saved, change)
+    with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1) as other:
+        assert go_on(other.load_chat(saved)).timings.cached_tokens == 0
+    assert "not saved by this user" in caplog.text
+
+
+@pytest.mark.usefixtures("saved")
+def test_the_secret_is_the_users_alone(home):
+    assert (home / "chat.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_old_picture_is_saved(llava, picture, tmp_path):
+    path = tmp_path / "old.png"
+    picture.save(path)
+    os.utime(path, (0, 0))  # before 1980, which a zip cannot say
+    chat = llava.chat()
+    chat.send("What?", path, **GREEDY).result()
+    chat.save(tmp_path / "old.chat")
+    assert llava.load_chat(tmp_path / "old.chat").messages
 
 
 @pytest.mark.parametrize(

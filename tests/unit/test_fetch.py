@@ -237,6 +237,24 @@ def test_a_length_above_the_limit_is_refused_unread(server):
     assert local(server.add("/fits", b"x" * 1000), max_bytes=1000) == b"x" * 1000
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n",
+    ],
+)
+def test_nonsense_of_a_server_is_a_download_error(server, answer):
+    server.answers["/odd"] = answer
+    with pytest.raises((DownloadError, InvalidInputError)):
+        local(server.url("/odd"))
+
+
+@pytest.mark.parametrize("address", ["fec0::1", "3fff::1", "192.88.99.1"])
+def test_addresses_that_are_not_public_after_all(address):
+    assert not fetch._is_public(ipaddress.ip_address(address))
+
+
 def test_a_resolver_that_hangs(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(20) and [])

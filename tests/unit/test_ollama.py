@@ -25,6 +25,28 @@ SYSTEM, ASKS, SAYS = ("system", "Be brief."), ("user", "What is it?"), ("assista
 AGAIN = ("user", "Which colour?")
 
 
+# -- what grows without bound
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ with .System }}" + "{{ with and . . }}" * 40 + "x" + "{{ end }}" * 41,
+        "{{ range .Messages }}{{ if " + "(eq " * 40 + ".Role" + " 1 1)" * 40 + " }}x{{ end }}{{ end }}",
+        "{{ " + "(" * 5000 + ".Prompt" + ")" * 5000 + " }}",
+        "{{ .Prompt" + " | len" * 3000 + " }}",
+        '{{ "' + '\\"' * 8000 + " }}",
+    ],
+)
+def test_a_small_template_that_becomes_a_large_one_is_refused(source):
+    with pytest.raises(TemplateError):
+        to_jinja(source)
+
+
+def test_text_of_a_template_is_never_taken_for_a_part_of_ours():
+    assert render("CUT{{ .Prompt }}WHOLE", ASKS) == "CUTWhat is it?WHOLE"
+
+
 # -- the seeds
 
 

@@ -202,8 +202,28 @@ ENDLESS = {
     "join": "{% set x = 'a' * 9999 %}{{ range(9999) | join(x) }}",
     "format": "{{ '%999999999d' % 1 }}",
     "str.format": "{{ '{:999999999}'.format(1) }}",
+    "a list's text": "{% set x = ['a' * 1000000] * 1000000 %}{{ x }}",
+    "lists in lists": "{% set ns.y = [ns.y, ns.y] %}".join(ROUNDS) + "{{ ns.y }}",
+    "dicts in dicts": "{% set ns.y = {1: ns.y, 2: ns.y} %}".join(ROUNDS) + "{{ ns.y }}",
+    "namespaces": "{% set ns = namespace(a=ns, b=ns) %}" * 60 + "{{ ns }}",
+    "comparing": (
+        "{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}".join(ROUNDS) + "{{ ns.x == ns.y }}"
+    ),
+    "tabs": "{{ ('\\t' * 1000000).expandtabs(10000) }}",
+    "translate": "{{ ('a' * 1000000).translate({97: 'b' * 100000}) }}",
+    "bytes": "{{ ('x'.encode() * 9000000000) | length }}",
+    "numbers as bytes": "{{ (5).to_bytes(9000000000, 'little') | length }}",
+    "an indent": "{{ ('\\n' * 1000000) | indent(10000, blank=true) }}",
+    "an indent of text": "{{ ('\\n' * 1000000) | indent('x' * 1000000, blank=true) }}",
+    "indented JSON": "{{ ([1] * 1000000) | tojson(indent=10000) }}",
+    "a sum of lists": "{{ ([[1] * 1000000] * 1000) | sum(start=[]) | length }}",
+    "a search for each": "{% set x = [0.5] * 1000000 %}{{ range(100000) | select('in', x) | list | length }}",
+    "long division": "{% set x = ('7' * 900000) | int(0, 16) %}{{ x // 3 }}",
     "output": "{% set x = 'a' * 99999 %}{% for i in range(9999) %}{{ x }}{% endfor %}",
 }  # fmt: skip
+
+
+ENDLESS["its own text"] = "{% for i in range(95000) %}" + "x" * 100_000 + "{% endfor %}"
 
 
 @pytest.mark.parametrize("how", ENDLESS)
@@ -212,6 +232,25 @@ def test_a_template_without_end_or_bound_is_stopped(how):
     with pytest.raises(TemplateError):
         BoundedTemplate(START + ENDLESS[how]).render()
     assert time.process_time() - began < 30  # without the bounds: hours, or all memory
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ " + "1" * 5000 + " }}", "{% if a %}" + "{% elif a %}" * 10000 + "{% endif %}"]
+)
+def test_a_template_that_python_cannot_compile(source):
+    with pytest.raises(TemplateError, match="does not compile"):
+        BoundedTemplate(source)
+
+
+def test_what_templates_need_is_there():
+    source = """\
+{%- for m in messages -%}
+{%- if m.content is string and m.content.strip().startswith('a') -%}{{ m.get('role').upper() }}{% endif -%}
+{%- for k, v in m.items() -%}{{ [k, v] | join('=') }};{%- endfor -%}
+{%- endfor -%}
+{{ 'a,b'.split(',')[1] }}{{ 'x' | indent(2) }}{{ {'a': [1, 2]} | tojson(indent=2) }}"""
+    made = BoundedTemplate(source).render(messages=[{"role": "user", "content": " ab "}])
+    assert made == 'USERrole=user;content= ab ;bx{\n  "a": [\n    1,\n    2\n  ]\n}'
 
 
 def test_ordinary_templates_are_not_bounded():

@@ -14,6 +14,7 @@ from llava_native.cli.devices import devices
 from llava_native.cli.encode import encode
 from llava_native.cli.llava_cli import llava_cli
 from llava_native.cli.models import cp, create, list_models, rm
+from llava_native.cli.options import complain
 from llava_native.cli.pull import pull
 from llava_native.cli.run import run
 from llava_native.cli.show import show
@@ -62,6 +63,6 @@ def _run(program: click.Command, name: str, arguments: Sequence[str] | None) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (LlavaError, OSError, MemoryError, UnicodeError, ImportError) as exc:
-        print(f"{name}: {exc or type(exc).__name__}", file=sys.stderr)
+        complain(str(exc) or type(exc).__name__, name)
         return 1
     return status if isinstance(status, int) else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_native.cli.inline import split_images
-from llava_native.cli.options import check_images, is_url, report, write
+from llava_native.cli.options import check_images, complain, is_url, report, write
 from llava_native.errors import InvalidInputError, LlavaError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Conversation:
                 except (LlavaError, OSError) as exc:
                     if isinstance(exc, BrokenPipeError):
                         raise
-                    print(f"llava-native: {exc}", file=sys.stderr)
+                    complain(exc)
                     self._failures += 1
         return 1 if self._failures and not self._typed else 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from llava_native.cli.jsonl import describe_into, left_to_do
 from llava_native.cli.options import (
     answer_options,
     check_images,
+    complain,
     given,
     load_options,
     model_options,
@@ -88,7 +88,7 @@ def _describe_each(
         except (ValueError, OSError) as exc:  # of this image; the next may be sound
             if len(images) == 1 or isinstance(exc, BrokenPipeError):
                 raise
-            print(f"llava-native: {image}: {exc}", file=sys.stderr)
+            complain(f"{image}: {exc}")
             failures += 1
             continue
         if timings:

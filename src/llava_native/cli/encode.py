@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from llava_native.cli.options import complain
+
 __all__ = ["encode"]
 
 
@@ -47,7 +49,7 @@ def encode(
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
                 if len(images) == 1:
                     raise
-                print(f"llava-native: {image}: {exc}", file=sys.stderr)
+                complain(f"{image}: {exc}")
                 failures += 1
                 continue
             seconds = time.perf_counter() - began

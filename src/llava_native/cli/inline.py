@@ -61,6 +61,8 @@ def _matches(prompt: str) -> Iterator[tuple[int, int, str]]:
         yield *match.span(), _existing(match["path"]) or _missing(match["path"])
     for match in _BARE.finditer(prompt):
         end = match.end()
+        if not prompt[: match.start()][-1:].strip():  # ".png" by itself, as in "the .png format"
+            continue
         if any(start < end <= stop for start, stop in taken):
             continue
         least = max((stop for _, stop in taken if stop <= end), default=0)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llava_native.cli.options import complain
+
 if TYPE_CHECKING:
     from llava_native.bulk import MapItem
     from llava_native.llava import Llava
@@ -63,7 +65,7 @@ def describe_into(
             if item.error is not None:
                 failures += 1
                 bar.render_finish()
-                print(f"llava-native: {item.image}: {item.error}", file=sys.stderr)
+                complain(f"{item.image}: {item.error}")
             bar.update(1)
     return failures
 

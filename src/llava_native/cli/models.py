@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from llava_native.cli.options import complain
+
 __all__ = ["cp", "create", "list_models", "rm"]
 
 
@@ -23,7 +25,7 @@ def create(name: str, modelfile: str) -> None:
 
     made, warnings = store.create(name, modelfile)
     for warning in warnings:
-        print(f"llava-native: {warning}", file=sys.stderr)
+        complain(warning)
     print(f"created {made.name}: {made.model.path}", file=sys.stderr)
     if made.mmproj is None:
         print("it has no image encoder: add a FROM line with its mmproj to ask about images", file=sys.stderr)
@@ -42,7 +44,7 @@ def list_models(as_json: bool) -> int:
         try:
             found = store.find(name)
         except StoreError as exc:
-            print(f"llava-native: {exc}", file=sys.stderr)
+            complain(exc)
             failures += 1
             continue
         mmproj = found.mmproj.path if found.mmproj else None
@@ -81,7 +83,7 @@ def rm(names: tuple[str, ...]) -> int:
         try:
             store.remove(name)
         except (InvalidInputError, ModelNotFoundError) as exc:
-            print(f"llava-native: {exc}", file=sys.stderr)
+            complain(exc)
             failures += 1
     return 1 if failures else 0
 

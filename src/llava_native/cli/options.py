@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llava_native.stream import TokenStream
 
 __all__ = [
-    "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "given", "is_url", "load_options",
-    "model_options", "open_llava", "report", "write",
+    "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "complain", "given", "is_url",
+    "load_options", "model_options", "open_llava", "report", "write",
 ]  # fmt: skip
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -108,6 +108,12 @@ def check_images(images: Iterable[str], allow_urls: bool) -> None:
 def is_url(name: str) -> bool:
     """Tell whether an image's name is one of the web."""
     return name.lower().startswith(("http://", "https://"))
+
+
+def complain(message: object, program: str = "llava-native") -> None:
+    """Write a line to stderr; what would steer a terminal is shown as what it is."""
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(message))
+    print(f"{program}: {text}", file=sys.stderr)
 
 
 def write(stream: TokenStream, name: str = "") -> None:

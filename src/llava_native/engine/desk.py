@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageDesk"]
 
+_PATIENCE = 16  # steps that an image is put off, at most
+
 
 class ImageDesk:
     """Gets rows for images: from the cache, from another request's encode, or by a new one.
@@ -44,6 +46,7 @@ class ImageDesk:
         self._jobs: dict[str, EncodeJob] = {}
         self._ready: deque[EncodeJob] = deque()  # those that were not begun
         self._active: EncodeJob | None = None
+        self._put_off = 0  # steps that the next one has waited for others' prompts
 
     @property
     def is_encoding(self) -> bool:
@@ -55,11 +58,16 @@ class ImageDesk:
         """Whether an image waits to be encoded."""
         return bool(self._ready)
 
-    def begin(self) -> None:
-        """Let the next image be encoded, unless one is already."""
-        if self._active is None and self._ready:
-            self._active = self._ready.popleft()
-            self._encoding.encode(self._active, self._encoded)
+    def begin(self, is_busy: bool) -> None:
+        """Let the next image be encoded, unless one is already; where prompts keep all cores busy, later."""
+        if self._active is not None or not self._ready:
+            return
+        self._put_off += 1
+        if is_busy and self._put_off <= _PATIENCE:
+            return
+        self._put_off = 0
+        self._active = self._ready.popleft()
+        self._encoding.encode(self._active, self._encoded)
 
     def prepare(self, images: list[Image]) -> None:
         """Have images prepared and named."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -124,7 +125,8 @@ class DiskCache:
             return None
         except (LlavaError, OSError) as exc:
             _logger.warning("a cached embedding is dropped: %s", str(exc))
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
 
     def save(self, key: str, rows: ImageEmbedding) -> None:

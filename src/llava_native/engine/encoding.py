@@ -153,5 +153,8 @@ def _prepare(image: Image) -> None:
     if isinstance(piece, ImageEmbedding):
         image.key, image.rows, image.n_tokens = rows_key(piece), piece, piece.n_tokens
     elif piece is not None:  # else its request is over
-        image.pixels = piece.encoder.prepare(piece.image)
-        image.key = pixels_key(image.pixels, piece.encoder)
+        pixels = piece.encoder.prepare(piece.image)
+        if not pixels.data.readonly:  # the caller's own, who may change it before it is encoded
+            pixels = pixels._replace(data=memoryview(bytes(pixels.data)))
+        image.pixels = pixels
+        image.key = pixels_key(pixels, piece.encoder)

@@ -191,12 +191,12 @@ class Engine:
 
     def close(self) -> None:
         """End all requests, and the thread. May be called again."""
-        if self._closed or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return
         with self._starting:
             self._closed = True
         self._scheduler.halt.cancel()
-        for thread in self._threads:
+        for thread in self._threads:  # whoever closes it too waits as well
             self._calls.put(None)
             thread.join()
         self._finalizer.detach()
@@ -232,30 +232,31 @@ def _run(scheduler: Scheduler, calls: SimpleQueue[_Call]) -> None:
     busy = False
     while True:
         try:
-            while True:
-                call = calls.get_nowait() if busy else calls.get(timeout=None if scheduler.idle else _POLL_S)
-                if call is None:
-                    _finish(scheduler, calls)
-                    return
-                call()
-                del call  # a request that is over must not stay here
-                busy = True  # at least one step before the next pause
-        except Empty:
-            pass
-        try:
+            if not _take(scheduler, calls, busy):
+                break
             busy = scheduler.step()
         except BaseException as exc:  # a mistake of ours must not leave anybody waiting
             _logger.exception("the engine failed")
             with contextlib.suppress(Exception):
                 scheduler.fail(exc)
             busy = False
-
-
-def _finish(scheduler: Scheduler, calls: SimpleQueue[_Call]) -> None:
-    with contextlib.suppress(Empty):
-        while True:  # a request that came too late must hear of it
+    while not calls.empty():  # a request that came too late must hear of it
+        with contextlib.suppress(Exception):
             (calls.get_nowait() or _nothing)()
     scheduler.close()
+
+
+def _take(scheduler: Scheduler, calls: SimpleQueue[_Call], busy: bool) -> bool:
+    """Do what was asked, waiting for it unless `busy`; return whether to go on."""
+    with contextlib.suppress(Empty):
+        while True:
+            call = calls.get_nowait() if busy else calls.get(timeout=None if scheduler.idle else _POLL_S)
+            if call is None:
+                return False
+            call()
+            del call  # a request that is over must not stay here
+            busy = True  # at least one step before the next pause
+    return True
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -28,6 +29,7 @@ __all__ = ["RUN_AHEAD", "Choice", "Event", "Image", "Request"]
 
 RUN_AHEAD = 64  # tokens that wait for their caller before the request pauses
 _numbers = itertools.count()
+_logger = logging.getLogger("llava_native")
 
 
 class Choice(NamedTuple):
@@ -187,6 +189,14 @@ class Request:
         self._pieces.clear()
         for image in self.images:
             image.request = image.piece = image.pixels = image.rows = None
+
+    def tell_end(self) -> None:
+        """Call `on_end`; what it raises is logged, since it is nobody's error here."""
+        if self.on_end is not None:
+            try:
+                self.on_end()
+            except Exception:
+                _logger.exception("on_end failed")
 
     def choose(
         self, context: Context, rows: SequenceOf[int | None], guess: SequenceOf[int] = ()

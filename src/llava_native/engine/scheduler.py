@@ -118,8 +118,8 @@ class Scheduler:
         if self.waiting:
             self._look_ahead()
             self._admit()
-        if self._desk.has_ready and not self._is_prefilling:
-            self._desk.begin()
+        if self._desk.has_ready:
+            self._desk.begin(self._is_prefilling)
         if self._desk.is_encoding != self._is_sharing:
             self._share_threads()
         worked = self._step_text()
@@ -466,8 +466,7 @@ class Scheduler:
             self._stats.completion_tokens += event.n_tokens - request.n_tokens
         request.end()
         request.deliver(event)
-        if request.on_end is not None:
-            request.on_end()
+        request.tell_end()
 
     def _retire(self, request: Request) -> None:
         """Leave the sequence of a request to the prefix cache."""

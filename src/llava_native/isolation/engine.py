@@ -117,9 +117,9 @@ class IsolatedEngine:
         try:
             data, ids, file = _wire_form(request)
         except Exception as exc:  # an image that cannot be read is this request's own error, as in a Llava
+            request.sampler.close()
             request.deliver(Event(error=exc))
-            if request.on_end is not None:
-                request.on_end()
+            request.tell_end()
             return
         request.submitted = time.perf_counter()
         self._desk.add(number, request, worker)
@@ -214,8 +214,8 @@ class _Desk:
         if request.has_deadline and request.cancelled:
             self._drop(told.number, worker)
         if request.is_ahead and not request.paused:
-            request.paused = True  # the caller looks at this after it has taken a token
             worker.send(Kind.HOLD, told.number)
+            request.paused = True  # after that, or a GO_ON could come first; the caller looks at it
             if request.has_room:
                 self.look()
 
@@ -232,8 +232,7 @@ class _Desk:
         self._dropped.discard(number)
         request.ended = True
         request.deliver(event)
-        if request.on_end is not None:
-            request.on_end()
+        request.tell_end()
 
 
 def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:

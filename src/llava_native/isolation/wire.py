@@ -81,7 +81,7 @@ class Channel:
                 self._sending.release()
 
     def _flush(self) -> None:
-        with contextlib.suppress(Empty, OSError):
+        try:
             while True:
                 data, file = self._waiting.get_nowait()
                 if file is not None:
@@ -89,6 +89,11 @@ class Channel:
                         n = socket.send_fds(self._socket, [data], [file.fileno()])
                         data = data[n:]
                 self._socket.sendall(data)
+        except (Empty, OSError):
+            pass
+        except BaseException:  # a frame may be half sent, and nothing after it would be understood
+            self.shutdown()
+            raise
 
     def receive(self) -> Frame | None:
         """Wait for a frame; None when the other end is gone.

@@ -152,7 +152,7 @@ def check_mmproj(header: GGUFHeader, assumed: Collection[str] = ()) -> MmprojInf
     """
     keys = Keys(header)
     _check_kind(keys, assumed)
-    image_size = keys.u32("clip.vision.image_size", low=1, high=1 << 16)
+    image_size = keys.u32("clip.vision.image_size", low=1, high=8192)  # as upstream
     patch_size = keys.u32("clip.vision.patch_size", low=1, high=image_size)
     n_embd = keys.u32("clip.vision.embedding_length", low=1)
     n_head = keys.u32("clip.vision.attention.head_count", low=1)

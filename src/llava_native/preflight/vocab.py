@@ -11,6 +11,7 @@ __all__ = ["Vocab", "check_vocab"]
 # Tokenizers -> the BOS and EOS ids that upstream assumes where a file names none.
 _TOKENIZERS: Final[dict[str, tuple[int, int]]] = {"llama": (1, 2), "gpt2": (11, 11), "gemma4": (-1, -1)}
 _NO_ID: Final = 0xFFFFFFFF  # -1, as old converters wrote for "none"
+_MAX_TOKENS = 2**22
 _IDS: Final = (
     "bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf", "fim_mid",
     "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle",
@@ -59,6 +60,8 @@ def _check_tokens(keys: Keys) -> int:
     if array is None or not len(array):
         keys.fail("it has no tokens (tokenizer.ggml.tokens)")
     n_tokens = len(array)
+    if n_tokens > _MAX_TOKENS:
+        keys.fail(f"it claims {n_tokens} tokens; the largest known vocabularies have 300,000")
     for key, types in (("scores", ("f32", "i32")), ("token_type", ("i32",))):
         values = keys.array(f"tokenizer.ggml.{key}", *types)
         if values is not None and len(values) < n_tokens:

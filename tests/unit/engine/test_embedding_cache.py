@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_a_spoilt_file_is_removed_and_named(tmp_path, caplog, spoil):
         assert disk.load("k", ENCODER) is None
     assert "k.emb" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spoil", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_costs_nothing_but_the_cache(tmp_path, caplog, spoil):
+    disk = DiskCache(tmp_path)
+    spoil(tmp_path / "k.emb")
+    with caplog.at_level(logging.WARNING, "llava_native"):
+        assert disk.load("k", ENCODER) is None  # and waits for nobody
+    assert "k.emb" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(tmp_path, caplog):

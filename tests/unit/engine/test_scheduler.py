@@ -449,6 +449,18 @@ def test_a_context_that_aborted_leaves_nobody_waiting(monkeypatch):
     desk.scheduler.close()
 
 
+def test_an_on_end_that_fails_is_nobodys_error(desk, caplog):
+    def fail():
+        raise ZeroDivisionError
+
+    one, other = desk.ask(A), desk.ask(B)
+    one.on_end = fail
+    desk.finish()
+    expect(desk, one, A)
+    expect(desk, other, B)
+    assert "on_end failed" in caplog.text
+
+
 def test_closing_ends_all():
     desk = Desk()
     requests = [desk.ask(p) for p in (A, B, C, D)] + [desk.ask(FakeImage("cat"), [1])]
