@@ -90,7 +90,7 @@ cdef class Model:
         cdef Watch watch
         if self._ptr != NULL:
             raise InUseError("this Model is loaded already")
-        check_range("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+        check_range("n_gpu_layers", n_gpu_layers, -(2**31), 2**31 - 1)
         self.path = os.fsdecode(path)
         self.vocab_only = vocab_only
         self._special_tokens = None

@@ -175,7 +175,7 @@ def test_a_product_that_wraps_around_is_no_size(pair):
         encoder.encode_pixels(Pixels)
 
 
-@pytest.mark.parametrize("n", [-2, 2**31, 10**11])
+@pytest.mark.parametrize("n", [-(2**31) - 1, 2**31, 10**11])
 def test_a_number_of_layers_out_of_range_is_refused(pair, n):
     with pytest.raises(InvalidInputError, match="n_gpu_layers"):
         Model(pair.text.path, n_gpu_layers=n)
