@@ -327,7 +327,7 @@ class Llava:
         Parameters
         ----------
         images : iterable of image-like
-            Any number: a few are taken ahead of the answers, and none is kept. A list in it is several
+            Any number: a few are read ahead of the answers, and none is kept. A list in it is several
             images of one prompt.
         prompt, **options
             As ``stream`` takes them.

@@ -34,9 +34,8 @@ _FILTERS = (
     "replace", "reverse", "round", "select", "selectattr", "sort", "string", "sum", "title", "trim",
     "unique", "upper",
 )  # fmt: skip
-_LAZY = frozenset(
-    {"map", "reject", "rejectattr", "select", "selectattr"}
-)  # filters that do work item by item
+# filters that work item by item, when somebody asks for the next
+_LAZY = frozenset({"map", "reject", "rejectattr", "select", "selectattr"})
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset({
         "capitalize", "center", "count", "endswith", "find", "index", "isalnum", "isalpha",
