@@ -51,7 +51,7 @@ class Side(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """One thing that is measured, with the bound of the project's issue 5."""
+    """One thing that is measured, with the bound that it should keep."""
 
     title: str
     unit: str

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -91,7 +92,9 @@ def source_dir(path: str | os.PathLike[str] | None = None) -> Path:
 
 def unpatched_tree(source: Path, cache: Path) -> Path:
     """Copy `source` into the cache and take our patches out of the copy, the last one first."""
-    copy = cache / "llama.cpp-unpatched"
+    stamp = source / ".llava_native_stamp"  # changes with the pin and with every patch
+    mark = f"{zlib.crc32(stamp.read_bytes()):08x}" if stamp.exists() else "checkout"
+    copy = cache / f"llama.cpp-unpatched-{mark}"
     if copy.exists():
         return copy
     partial = cache / "llama.cpp-unpatched.partial"
@@ -151,7 +154,7 @@ def build(
     tree = source_dir(source)
     if unpatched:
         tree = unpatched_tree(tree, folder)
-    where = Path(build_dir) if build_dir else folder / ("peers-unpatched" if unpatched else "peers")
+    where = Path(build_dir) if build_dir else folder / (f"peers-{tree.name}" if unpatched else "peers")
     configure = [_tool("cmake"), "-S", str(tree), "-B", str(where), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
     configure += [f"-D{key}={value}" for key, value in {**OPTIONS, **(defines or {})}.items()]

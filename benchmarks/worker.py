@@ -119,9 +119,7 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 
             def once() -> None:
                 for _ in range(args.n):
-                    token = sampler.sample(ctx)
-                    sampler.accept(token)
-                    ctx.eval([token])
+                    ctx.eval([sampler.sample(ctx)])
 
             times.append(timed(once))
         sampler.close()
@@ -146,7 +144,6 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
                 tokens = [sampler.sample(ctx)]
                 first = time.perf_counter()
                 while len(tokens) < args.n and not model.is_eog(tokens[-1]):
-                    sampler.accept(tokens[-1])
                     ctx.eval([tokens[-1]])
                     tokens.append(sampler.sample(ctx))
             del rows

@@ -1,6 +1,11 @@
 # llama.cpp as static, hidden targets: llama, mtmd, ggml. Every GGML_* option is the user's to set.
 
-set(LLAVA_NATIVE_LLAMA_CPP "$ENV{LLAVA_NATIVE_LLAMA_CPP}" CACHE PATH "Your own llama.cpp checkout, built as it is")
+set(checkout "$ENV{LLAVA_NATIVE_LLAMA_CPP}")
+if(NOT checkout STREQUAL "${LLAVA_NATIVE_LLAMA_CPP_BEFORE}")  # also in a build folder that is used again
+  set(LLAVA_NATIVE_LLAMA_CPP "${checkout}" CACHE PATH "" FORCE)
+  set(LLAVA_NATIVE_LLAMA_CPP_BEFORE "${checkout}" CACHE INTERNAL "The variable's value when this was configured")
+endif()
+set(LLAVA_NATIVE_LLAMA_CPP "" CACHE PATH "Your own llama.cpp checkout, built as it is")
 if(LLAVA_NATIVE_LLAMA_CPP)
   set(LLAMA_CPP_DIR "${LLAVA_NATIVE_LLAMA_CPP}")
 else()

@@ -10,7 +10,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 import threading
 
-from llava_native.errors import CancelledError, TimeoutExpiredError
+from llava_native.errors import CancelledError, InvalidInputError, TimeoutExpiredError
 
 cdef extern from *:
     """
@@ -49,7 +49,7 @@ cdef class CancelToken:
         self._deadline_ns = 0
         if timeout is not None:
             if not timeout >= 0:
-                raise ValueError(f"timeout must be at least 0 seconds, not {timeout!r}")
+                raise InvalidInputError(f"timeout must be at least 0 seconds, not {timeout!r}")
             # capped at about 100 years: infinity is a timeout that never comes
             self._deadline_ns = steady_ns() + <long long>(min(timeout, 3e9) * 1e9)
 

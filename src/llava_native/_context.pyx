@@ -217,7 +217,7 @@ cdef class Context:
         for token in tokens:
             token = PyNumber_Index(token)
             self._model.c_check_token(token)
-            ids.push_back(<int32_t>token)
+            ids.push_back(token)
             if <Py_ssize_t>ids.size() > n_ctx:  # an iterable may have no end
                 self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
         self.c_enter()  # again: the iterable may have run anything, in any thread

@@ -54,6 +54,10 @@ cdef class ImageEmbedding(FloatBuffer):
         """int : floats in a row; must equal the language model's ``n_embd``."""
         return self._shape[1]
 
+    def _is_writable(self):
+        """Whether the rows are borrowed from a buffer that its owner may change."""
+        return self._borrowed.buf != NULL and not self._borrowed.readonly
+
     def __repr__(self):
         return f"ImageEmbedding(n_tokens={self._shape[0]}, n_embd={self._shape[1]})"
 

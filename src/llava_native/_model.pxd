@@ -13,4 +13,4 @@ cdef class Model:
     cdef readonly bint vocab_only
     cdef object __weakref__
     cdef llama.llama_model *c_open(self) except NULL
-    cdef int c_check_token(self, long long token) except -1
+    cdef int c_check_token(self, token) except -1

@@ -16,6 +16,7 @@ class Model:
         main_gpu: int = 0,
         use_mmap: bool = True,
         use_mlock: bool = False,
+        repack: bool | None = None,
         vocab_only: bool = False,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], Any] | None = None,

@@ -19,6 +19,7 @@ from llava_native._native cimport (
     native_token_piece,
     native_tokenize,
 )
+from llava_native._native import devices
 from llava_native.errors import (
     BusyError,
     ClosedError,
@@ -30,7 +31,9 @@ from llava_native.errors import (
 from llava_native.gguf import Value, read_header
 from llava_native.limits import check_range
 from llava_native.preflight import check_text_model
+from llava_native.preflight.text import all_tensors
 from llava_native.profiles import text_overrides
+from llava_native.repack import should_repack
 
 # pre-tokenizers whose splitters are written by hand; the others recurse once a character (engine.md 2.2)
 _SAFE_PRE_TOKENIZERS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "gpt-2", "qwen2"})
@@ -55,6 +58,10 @@ cdef class Model:
         Map the file instead of reading it. A mapped file must not be truncated while it is open.
     use_mlock : bool, default False
         Keep the weights from being swapped out.
+    repack : bool, optional
+        Copy quantised weights into the order that this CPU's kernels want. Default: where that is known to
+        be faster; Q4_K on a CPU with AVX2 and without AVX-512 is multiplied faster as it is stored. What is
+        not copied stays mapped from the file.
     vocab_only : bool, default False
         Load only the vocabulary; ``Context`` then refuses the model.
     kv_overrides : dict of str to (bool, int, float or str), optional
@@ -85,7 +92,7 @@ cdef class Model:
 
     def __init__(
         self, path, *, n_gpu_layers=-1, int main_gpu=0, bint use_mmap=True, bint use_mlock=False,
-        bint vocab_only=False, kv_overrides=None, progress=None, CancelToken cancel=None,
+        repack=None, bint vocab_only=False, kv_overrides=None, progress=None, CancelToken cancel=None,
     ):
         cdef Watch watch
         if self._ptr != NULL:
@@ -102,6 +109,8 @@ cdef class Model:
         params.n_gpu_layers = n_gpu_layers
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
+        params.use_extra_bufts = (
+            should_repack(all_tensors(header).values(), devices()) if repack is None else bool(repack))
         if use_mlock:
             params.load_mode = llama.LLAMA_LOAD_MODE_MMAP_MLOCK if use_mmap else llama.LLAMA_LOAD_MODE_MLOCK
         else:
@@ -135,8 +144,8 @@ cdef class Model:
             raise ForkError("this Model was loaded before os.fork(); load it in the child, or use spawn")
         return self._ptr
 
-    cdef int c_check_token(self, long long token) except -1:
-        if token < 0 or token >= <long long>self._info["n_vocab"]:
+    cdef int c_check_token(self, token) except -1:
+        if not 0 <= token < self._info["n_vocab"]:  # as Python numbers: of any size
             raise InvalidInputError(f"token id {token} is not in 0..{self._info['n_vocab'] - 1}")
         return 0
 
@@ -146,7 +155,7 @@ cdef class Model:
         Raises
         ------
         InUseError
-            A ``Context`` or ``Sampler`` of this model is still open.
+            A ``Context`` or ``Sampler`` of this model is still open, or a ``LoraAdapter`` alive.
         BusyError
             Another thread is tokenising.
         """
@@ -154,7 +163,8 @@ cdef class Model:
             return
         self.c_open()
         if self._children:
-            raise InUseError(f"close the {self._children} contexts and samplers of this model first")
+            raise InUseError(
+                f"close the {self._children} contexts, samplers and adapters of this model first")
         if self._calls:
             raise BusyError("another thread is tokenising with this model")
         cdef llama.llama_model *ptr = self._ptr
@@ -227,7 +237,7 @@ cdef class Model:
                 f"{run.start()}; this model's pre-tokenizer ({pre}) takes at most {_MAX_RUN - 1}. Break the "
                 "run, or name the right pre-tokenizer with kv_overrides={'tokenizer.ggml.pre': …}")
 
-    def token_bytes(self, long long token, *, bint special=False):
+    def token_bytes(self, token, *, bint special=False):
         """Return the UTF-8 bytes of one token; they may be part of a character.
 
         Parameters
@@ -249,9 +259,10 @@ cdef class Model:
         -----
         Native: llama_token_to_piece (llama.h). GIL: held; it is a table look-up.
         """
+        token = PyNumber_Index(token)
         self.c_open()
         self.c_check_token(token)
-        return native_token_piece(self._ptr, <int>token, special)
+        return native_token_piece(self._ptr, token, special)
 
     def detokenize(self, ids, *, bint remove_special=False, bint unparse_special=False):
         """Turn token ids into text; bytes that are no UTF-8 become U+FFFD.
@@ -288,11 +299,12 @@ cdef class Model:
             self._calls -= 1
         return text.decode("utf-8", "replace")
 
-    def is_eog(self, long long token):
+    def is_eog(self, token):
         """Return whether a token ends a generation: end of text, of turn, and their like."""
+        token = PyNumber_Index(token)
         self.c_open()
         self.c_check_token(token)
-        return bool(native_is_eog(self._ptr, <int>token))
+        return bool(native_is_eog(self._ptr, token))
 
     @property
     def special_tokens(self):

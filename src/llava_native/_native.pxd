@@ -18,6 +18,7 @@ cdef struct EncodedRows:
 cdef int native_count(str kind, int change) except -1
 
 cdef int native_check_sound(void *owner) except -1
+cdef bint native_is_sound(void *owner) noexcept nogil
 
 # model
 cdef llama.llama_model *native_load_model(

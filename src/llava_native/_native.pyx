@@ -17,6 +17,7 @@ from libc.string cimport memset, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.unordered_set cimport unordered_set
+from libcpp.vector cimport vector
 
 from llava_native._cancel cimport watch_end, watch_progress, watch_stop
 from llava_native.capi cimport ggml
@@ -41,12 +42,11 @@ cdef extern from "capi/log_ring.hpp" namespace "llava_native" nogil:
         void sink(ggml.ggml_log_level level, const char *text, void *self) noexcept
         cbool pop(LogLine &out)
         @staticmethod
-        cbool is_own(const LogLine &line)
+        vector[string] take_own()
 
 # never freed: native threads may still log while the interpreter exits
 cdef LogRing *_ring = new LogRing()
 cdef object _logger = logging.getLogger("llava_native")
-cdef int ERROR_LOG_LINES = 5
 cdef bint _backend_ready = False
 cdef dict _live = {"model": 0, "context": 0, "encoder": 0, "embedding": 0, "sampler": 0,
                    "adapter": 0}
@@ -68,16 +68,14 @@ mtmd.mtmd_log_set(_log_sink, _ring)
 cdef tuple _drain_log():
     """Pass the native lines on to `logging`; return this thread's last warnings and errors."""
     cdef LogLine line
-    cdef list own = []
+    cdef string own
     while _ring.pop(line):
         text = line.text.decode("utf-8", "replace")
         if line.level >= ggml.GGML_LOG_LEVEL_WARN:
             _logger.log(logging.ERROR if line.level == ggml.GGML_LOG_LEVEL_ERROR else logging.WARNING, text)
-            if LogRing.is_own(line):
-                own.append(text)
         else:
             _logger.debug(text)
-    return tuple(own[-ERROR_LOG_LINES:])
+    return tuple([own.decode("utf-8", "replace") for own in LogRing.take_own()])
 
 
 cdef object _error(cls, str message, str call, code=None):

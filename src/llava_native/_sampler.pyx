@@ -152,7 +152,7 @@ cdef class Sampler:
         self.accept(token)
         return token
 
-    def accept(self, long long token):
+    def accept(self, token):
         """Remember a token as part of the text, for penalties and the grammar.
 
         Raises
@@ -160,17 +160,18 @@ cdef class Sampler:
         GrammarError
             The grammar forbids the token here.
         """
+        token = PyNumber_Index(token)
         self.c_enter()
         self._model.c_check_token(token)
         self._busy = True
         try:
-            native_accept(self._chain, self._grammar, <int>token)
+            native_accept(self._chain, self._grammar, token)
         finally:
             self._busy = False
         if self._matcher is not None:
             self._matcher.accept(token)
 
-    def logprobs(self, Context ctx not None, long long token, int top=0, row=None):
+    def logprobs(self, Context ctx not None, token, int top=0, row=None):
         """Return how likely the model found a token, and the likeliest ones, before any sampler.
 
         Parameters
@@ -198,16 +199,19 @@ cdef class Sampler:
         cdef double total
         cdef int32_t ids[100]
         cdef Py_ssize_t n = self._candidates.size()
+        cdef int32_t chosen
         row = None if row is None else PyNumber_Index(row)  # now: it may run anything
+        token = PyNumber_Index(token)
         self.c_enter()
         self._model.c_check_token(token)
+        chosen = token
         if not 0 <= top <= min(100, n):
             raise InvalidInputError(f"top must be 0 to 100, not {top}")
         logits = self.c_logits(ctx, row)
         total = native_log_sum_exp(logits, n)
         if top:  # with nothing asked for, there is no smallest one to compare with
             native_top(logits, n, top, ids)
-        return logits[token] - total, [(ids[i], logits[ids[i]] - total) for i in range(top)]
+        return logits[chosen] - total, [(ids[i], logits[ids[i]] - total) for i in range(top)]
 
     def reset(self):
         """Forget what was chosen, and start the random numbers again from the seed.

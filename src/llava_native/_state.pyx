@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memcpy
 
 from llava_native._context cimport Context
-from llava_native._native cimport native_get_state, native_remove_positions, native_set_state
+from llava_native._native cimport native_get_state, native_is_sound, native_remove_positions, native_set_state
 from llava_native.errors import InvalidInputError
 
 cdef enum:
@@ -93,7 +93,7 @@ def set_state(
         context._n_past[seq] = <int32_t>n
     finally:
         context._busy = False
-        if context._n_past[seq] == 0:
+        if context._n_past[seq] == 0 and native_is_sound(context._ptr):
             native_remove_positions(context._ptr, <int32_t>seq, 0)
 
 
@@ -110,7 +110,7 @@ cdef int _check_cells(const unsigned char[::1] state, long long n) except -1:
     cdef int32_t cell[3]
     cdef long long i
     cdef bytearray seen
-    if n < 1 or state.shape[0] < HEAD + CELL * n:
+    if state.shape[0] < HEAD or not 1 <= n <= (state.shape[0] - HEAD) // CELL:
         raise InvalidInputError(f"{state.shape[0]} bytes are not the state of {n} tokens")
     memcpy(words, &state[0], HEAD)
     if words[2] != 1 or words[3] != n:

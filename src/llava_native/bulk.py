@@ -111,6 +111,7 @@ class ImageMap:
         self._images: Iterator[tuple[int, ImageLike]] | None = enumerate(images)
         self._window = window
         self._pending: dict[int, _Pending] = {}
+        self._refused: _Pending | None = None  # by a full queue: begun with again when an answer is there
         self._order: deque[int] | None = deque() if ordered else None
         self._done: SimpleQueue[int] = SimpleQueue()
 
@@ -132,34 +133,43 @@ class ImageMap:
 
     def _fill(self) -> None:
         """Begin with as many images as may be on their way."""
-        while self._images is not None and len(self._pending) < self._window:
-            found = next(self._images, None)
-            if found is None:
-                self._images = None
+        while len(self._pending) < self._window:
+            one, self._refused = self._refused or self._open(), None
+            if one is None:
                 return
-            self._begin(*found)
+            try:
+                if one.stream is not None:
+                    one.stream.start()
+            except BusyError:
+                self._refused = one
+                if self._pending:  # else others fill the queue, and nothing of ours will make room
+                    return
+                raise
+            except NativeAbort as exc:
+                one = _Pending(one.index, one.image, None, exc)
+            self._add(one)
 
-    def _begin(self, index: int, image: ImageLike) -> None:
-        stream: TokenStream | None = None
-        error: Exception | None = None
+    def _open(self) -> _Pending | None:
+        """Open a stream about the next image; None after the last."""
+        found = None if self._images is None else next(self._images, None)
+        if found is None:
+            self._images = None
+            return None
+        index, image = found
         try:
             stream = self._open_stream(image)
-            if self._order is None:
-                stream.on_end(partial(self._done.put, index))
-            stream.start()
-        except (
-            ValueError,
-            OSError,
-            MemoryError,
-            BusyError,
-            NativeAbort,
-        ) as exc:  # of this image; the next may be sound
-            error = exc
-            if self._order is None:
-                self._done.put(index)
-        self._pending[index] = _Pending(index, image, stream, error)
+        except (ValueError, OSError, MemoryError, NativeAbort) as exc:  # of this image; the next may be sound
+            return _Pending(index, image, None, exc)
+        if self._order is None:
+            stream.on_end(partial(self._done.put, index))
+        return _Pending(index, image, stream, None)
+
+    def _add(self, one: _Pending) -> None:
+        self._pending[one.index] = one
         if self._order is not None:
-            self._order.append(index)
+            self._order.append(one.index)
+        elif one.stream is None:
+            self._done.put(one.index)
 
     def _finish(self, pending: _Pending) -> MapItem:
         result, error = None, pending.error
@@ -174,9 +184,10 @@ class ImageMap:
     def close(self) -> None:
         """End what is going on. May be called again."""
         self._images = None
-        pending, self._pending = self._pending, {}
-        for one in pending.values():
-            if one.stream is not None:
+        pending, self._pending = [*self._pending.values(), self._refused], {}
+        self._refused = None
+        for one in pending:
+            if one is not None and one.stream is not None:
                 one.stream.close()
 
     def __enter__(self) -> Self:

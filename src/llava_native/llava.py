@@ -56,7 +56,7 @@ class Llava:
         only.
     lora : str, os.PathLike, (path, scale), or a list of these, optional
         LoRA adapters of the text model, GGUF files; a scale of 1.0 takes all of one.
-    dtype, device, kv_overrides, n_batch, n_ubatch, flash_attn, type_k, type_v
+    dtype, device, kv_overrides, repack, n_batch, n_ubatch, flash_attn, type_k, type_v
         As ``ImageEncoder``, ``Model`` and ``Context`` take them.
     n_seq_max : int, default 4
         Answers that are generated together; one, and no prefix is cached, if the model is recurrent.
@@ -124,6 +124,7 @@ class Llava:
         allow_urls: bool = False,
         memory_limit: int | None = None,
         isolate: bool = False,
+        repack: bool | None = None,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         progress: Callable[[float], Any] | None = None,
         cancel: CancelToken | None = None,
@@ -134,7 +135,7 @@ class Llava:
             cache_dir=cache_dir, max_waiting=max_waiting, prompt_lookup=prompt_lookup,
             memory_limit=memory_limit, n_gpu_layers=n_gpu_layers, n_threads=n_threads, flash_attn=flash_attn,
             type_k=type_k, type_v=type_v, dtype=dtype, device=device, lora=lora, kv_overrides=kv_overrides,
-            progress=progress, cancel=cancel,
+            repack=repack, progress=progress, cancel=cancel,
         )  # fmt: skip
         self._model, self._encoder = self._parts.model, self._parts.encoder
         self._context, self._engine = self._parts.context, self._parts.engine
@@ -298,7 +299,7 @@ class Llava:
         """
         self._check_open()
         prompt = self._planner.prompt(self._planner.read(messages), overflow, tools)
-        return self._open_stream(prompt, **options)
+        return self._open_stream(prompt, self._planner.template.stops, **options)
 
     def ask(
         self, image: ImageLike | Sequence[ImageLike], questions: Iterable[str], **options: Any
@@ -341,7 +342,7 @@ class Llava:
         ImageMap
             Of ``MapItem``. A bad image yields its error, and the others go on. ``close()`` ends it early.
         """
-        self._check_open()
+        self.stream(prompt, **options).close()  # a mistake in the options is not each image's
 
         def open_stream(image: ImageLike) -> TokenStream:
             return self.stream(prompt, image=needed(image), run_ahead=None, keep_images=False, **options)
@@ -366,14 +367,7 @@ class Llava:
         tools: Sequence[Any] | None = None,
         overflow: Overflow = "error",
     ) -> Plan:
-        """Tell how many tokens a conversation takes, and whether it fits, before any work.
-
-        Takes what ``respond`` takes.
-
-        Returns
-        -------
-        Plan
-        """
+        """Tell, before any work, what a conversation as ``respond`` takes it needs, and whether it fits."""
         self._check_open()
         return self._planner.plan(self._planner.read(messages), overflow, tools)[0]
 
@@ -385,7 +379,7 @@ class Llava:
         parts : sequence of Part
             ``Text`` of ``llava_native.prompt``, and what ``image_part`` of ``planner`` makes of images.
         **options
-            As ``respond`` takes them.
+            As ``respond`` takes them. The template's own stop strings are not among them.
         """
         self._check_open()
         made = self._planner.pieces(parts)
@@ -434,6 +428,7 @@ class Llava:
     def _open_stream(
         self,
         prompt: Prompt,
+        template_stops: Sequence[str] = (),
         *,
         max_tokens: int | None = 512,
         stop: str | Sequence[str] = (),
@@ -450,12 +445,15 @@ class Llava:
                 "give timeout or cancel, not both: a CancelToken has a timeout of its own"
             )
         stops = check_limits(max_tokens, stop, logprobs)
+        params = sampling_params(sampling)
+        if constraint is None and params.grammar is None:  # else it says where the answer ends
+            stops += template_stops
         return TokenStream(
             self._engine,
             prompt,
-            self._parts.sampler(sampling_params(sampling), checked(constraint)),
+            self._parts.sampler(params, checked(constraint)),
             max_tokens=max_tokens,
-            stops=[*stops, *self._planner.template.stops],
+            stops=stops,
             cancel=cancel,
             timeout=timeout,
             logprobs=logprobs,

@@ -100,7 +100,7 @@ class Parts:
             None if isinstance(model, Model) else model,
             None if isinstance(mmproj, ImageEncoder) else mmproj,
         )
-        named = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "type_k", "type_v")
+        named = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "type_k", "type_v", "repack")
         limit = options.pop("memory_limit")
         if limit is not None:
             check_range("memory_limit", limit, 0, 2**63)
@@ -120,17 +120,19 @@ class Parts:
         return made
 
     def _model(self, model: PathLike | Model, options: dict[str, Any], load: dict[str, Any]) -> Model:
-        kv_overrides = options.pop("kv_overrides")
+        given = {name: options.pop(name) for name in ("kv_overrides", "repack")}
         if isinstance(model, Model):
+            _check_unused(given, "Model")
             return model
-        n_gpu_layers = options["n_gpu_layers"]
-        return self._own(Model(model, n_gpu_layers=n_gpu_layers, kv_overrides=kv_overrides, **load))
+        return self._own(Model(model, n_gpu_layers=options["n_gpu_layers"], **given, **load))
 
     def _encoder(
         self, mmproj: PathLike | ImageEncoder | None, options: dict[str, Any], load: dict[str, Any]
     ) -> ImageEncoder | None:
         given = {name: options.pop(name) for name in ("dtype", "device")}
         use_gpu = options.pop("n_gpu_layers") != 0
+        if isinstance(mmproj, ImageEncoder):
+            _check_unused({name: value for name, value in given.items() if value != "auto"}, "ImageEncoder")
         if mmproj is None or isinstance(mmproj, ImageEncoder):
             return mmproj
         n_threads = options["n_threads"]
@@ -199,6 +201,13 @@ class Parts:
             while self._owned:  # the last first: a context needs its model
                 self._owned[-1].close()
                 self._owned.pop()
+
+
+def _check_unused(given: dict[str, Any], what: str) -> None:
+    """Refuse options of a part that the caller has made."""
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidInputError(f"{name} is an option of {what}: give it there, this one is made already")
 
 
 def _n_sequences(options: dict[str, Any]) -> int:

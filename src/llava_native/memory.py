@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from llava_native.errors import NotEnoughMemoryError
-from llava_native.gguf import GGUFHeader, Tensor, read_header
+from llava_native.gguf import GGUFHeader, read_header
 from llava_native.machine import Room, host_room
 from llava_native.preflight.text import all_tensors
+from llava_native.repack import repacked_nbytes, should_repack
 
 __all__ = ["MemoryEstimate", "check_fits", "estimate_memory", "estimate_pair"]
 
@@ -17,12 +18,6 @@ __all__ = ["MemoryEstimate", "check_fits", "estimate_memory", "estimate_pair"]
 _KV_BYTES: Final = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 _CELL_BYTES: Final = 44  # position, shift, sequences and counters of a cell, src/llama-kv-cells.h
 _KV_PAD: Final = 256  # cells, GGML_PAD in src/llama-context.cpp
-# What ggml-cpu/repack.cpp copies into another order, by what the CPU has.
-_REPACKED: Final = {
-    "AVX2": {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"},
-    "AVX512": {"Q2_K"},
-    "DOTPROD": {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"},
-}
 
 
 class MemoryEstimate(NamedTuple):
@@ -78,6 +73,7 @@ def estimate_memory(
     flash_attn: bool | None = None,
     type_k: str = "f16",
     type_v: str = "f16",
+    repack: bool | None = None,
     devices: Sequence[Mapping[str, Any]] = (),
     on_gpu: bool = False,
 ) -> MemoryEstimate:
@@ -90,6 +86,8 @@ def estimate_memory(
     mmproj : GGUFHeader, optional
     n_ctx, n_batch, n_ubatch, n_outputs, flash_attn, type_k, type_v
         As ``Context`` takes them.
+    repack : bool, optional
+        As ``Model`` takes it.
     devices : sequence of mapping
         As ``llava_native.devices`` returns them: which weights are copied depends on the CPU.
     on_gpu : bool, default False
@@ -114,10 +112,10 @@ def estimate_memory(
     n_ctx = n_ctx or (shape.n_ctx_train if shape else 0)
     weights = repacked = kv = compute = 0
     if shape is not None:
-        tensors = all_tensors(shape.header)
-        copied = frozenset() if on_gpu else _repacked_types(devices)
-        repacked = sum(tensor.nbytes for tensor in tensors.values() if _is_repacked(tensor, copied))
-        weights = sum(tensor.nbytes for tensor in tensors.values()) - repacked
+        tensors = all_tensors(shape.header).values()
+        if not on_gpu and (should_repack(tensors, devices) if repack is None else repack):
+            repacked = sum(repacked_nbytes(tensors, devices).values())
+        weights = sum(tensor.nbytes for tensor in tensors) - repacked
         kv = shape.kv(n_ctx, type_k, type_v)
         compute = shape.compute(n_ctx, min(n_ubatch, n_batch, n_ctx), bool(flash_attn))
         compute += n_outputs * shape.n_vocab * 4
@@ -236,28 +234,6 @@ def _encoder(header: GGUFHeader) -> int:
         scores = number("attention.head_count") * n
     pixels = 2 * 3 * number("image_size") ** 2  # as they are, and unfolded into patches
     return sum(tensor.nbytes for tensor in header.tensors.values()) + (n * (width + scores) + pixels) * 4
-
-
-def _repacked_types(devices: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    has = {
-        feature
-        for device in devices
-        for feature, value in device.get("features", {}).items()
-        if value not in ("0", "")
-    }
-    if "REPACK" not in has:
-        return frozenset()
-    return frozenset().union(*(types for feature, types in _REPACKED.items() if feature in has))
-
-
-def _is_repacked(tensor: Tensor, types: frozenset[str]) -> bool:
-    """Tell whether a tensor is one that matrices are multiplied with, in whole groups of rows."""
-    return (
-        tensor.type in types
-        and len(tensor.shape) >= 2
-        and tensor.shape[1] % 8 == 0
-        and tensor.name != "token_embd.weight"  # whose rows are looked up
-    )
 
 
 def _shown(size: int) -> str:

@@ -1,7 +1,7 @@
 """Greedy answers equal those of llama-mtmd-cli, built from the same patched tree.
 
-LLAVA_NATIVE_MTMD_CLI names the program (``python -m benchmarks.peers`` builds it); LLAVA_NATIVE_BENCH_CACHE
-the folder of the models of real shape (``python -m benchmarks.models`` writes them, 3 GB).
+LLAVA_NATIVE_MTMD_CLI names the program (``python benchmarks/peers.py`` builds it); LLAVA_NATIVE_BENCH_CACHE
+the folder of the models of real shape (``python benchmarks/models.py`` writes them, 3 GB).
 """
 
 from __future__ import annotations

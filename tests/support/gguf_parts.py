@@ -12,7 +12,10 @@ import numpy as np
 from . import gguf_file
 
 # ggml's tensor types that tests write: number -> elements and bytes of a block.
-SIZES = {0: (1, 4), 1: (1, 2), 8: (32, 34), 14: (256, 210), 15: (256, 292), 24: (1, 1), 30: (1, 2)}
+SIZES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 8: (32, 34), 12: (256, 144), 14: (256, 210), 15: (256, 292), 24: (1, 1),
+    30: (1, 2),
+}  # fmt: skip
 
 
 @dataclass

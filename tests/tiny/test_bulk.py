@@ -11,7 +11,7 @@ from support import damage
 from support.threads import settled
 
 from llava_native import Llava
-from llava_native.errors import ClosedError, ImageDecodeError, InvalidInputError
+from llava_native.errors import BusyError, ClosedError, ImageDecodeError, InvalidInputError
 
 GREEDY = {"temperature": 0, "max_tokens": 6}
 
@@ -137,3 +137,22 @@ def test_other_callers_are_served_beside_it(llava, images, expected):
         if n % 10 == 0:
             assert llava.generate("What?", image=images[n % 30], **GREEDY).text == expected[n % 30]
         assert item.text == expected[n % 30]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_full_queue_is_no_images_error(images, ordered):
+    with Llava.demo(n_seq_max=1, max_waiting=1) as llava:
+        answers = list(llava.map(images[:8], "How many things are there?", ordered=ordered, max_tokens=4))
+    assert sorted(item.index for item in answers) == list(range(8))
+    assert [item.error for item in answers] == [None] * 8
+
+
+def test_a_queue_that_others_fill_is_an_error(llava, images):
+    llava._engine._max_waiting = -llava._engine.n_running  # as if others had asked so much
+    with pytest.raises(BusyError, match="max_waiting"):
+        next(llava.map(images, "What?", **GREEDY))
+
+
+def test_a_mistake_in_the_options_is_raised_once(llava, images):
+    with pytest.raises(InvalidInputError, match="max_tokens"):
+        llava.map(images, "What?", max_tokens=0)

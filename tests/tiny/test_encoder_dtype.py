@@ -9,8 +9,8 @@ import pytest
 from support.reference import row_cosines
 from support.tiny_models import write_mmproj
 
-from llava_native import ImageEncoder, devices
-from llava_native.errors import InvalidInputError
+from llava_native import CancelToken, ImageEncoder, devices
+from llava_native.errors import CancelledError, InvalidInputError
 
 LAYOUTS = ["legacy", "full", "modern"]
 
@@ -71,3 +71,15 @@ def test_f32_files_stay_as_they_are(tiny_pair, picture):
 def test_unknown_types(pair, dtype):
     with pytest.raises(InvalidInputError, match="dtype must be"):
         ImageEncoder(pair.mmproj.path, dtype=dtype)
+
+
+def test_an_encoder_on_the_cpu_by_name_is_one_of_the_cpu(pair, picture):
+    """It can be cancelled, and has the type that the CPU multiplies best."""
+    with ImageEncoder(pair.mmproj.path, device="cpu") as named, ImageEncoder(pair.mmproj.path) as default:
+        assert named.dtype == default.dtype
+        token = CancelToken()
+        token.cancel()
+        with pytest.raises(CancelledError):
+            named.encode_pixels(named.prepare(picture), cancel=token)
+    with pytest.raises(InvalidInputError, match=r"no device 'TPU7'.*has: .*CPU"):
+        ImageEncoder(pair.mmproj.path, device="TPU7")

@@ -103,7 +103,7 @@ def test_ask_shares_the_image(make):
 
 def test_too_many_wait(make):
     with make(n_seq_max=1, max_waiting=2) as llava:
-        llava._engine._scheduler._n_running = 0  # nobody may begin
+        llava._engine.n_running = llava._engine._scheduler._n_running = 0  # nobody may begin
         first, second, third = (llava.stream("Hello", **GREEDY) for _ in range(3))
         first.start()
         second.start()
@@ -173,7 +173,7 @@ def test_old_prefixes_never_make_a_request_fail(make):
         for n in range(8):
             assert llava.generate(f"Number {n} " * 5, **GREEDY).finish_reason == "length"
         whole = llava.generate("Hello", **FOREVER)
-        assert whole.usage.total_tokens == llava.context.n_ctx_seq + 1
+        assert whole.usage.total_tokens == llava.context.n_ctx_seq
         assert llava.stats().evicted > 0
 
 

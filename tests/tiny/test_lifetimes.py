@@ -9,7 +9,7 @@ import pytest
 from support.child import outcome
 from support.threads import Background, no_switching
 
-from llava_native import CancelToken, Context, ImageEncoder, Model, Sampler, SamplingParams
+from llava_native import CancelToken, Context, ImageEncoder, Llava, Model, Sampler, SamplingParams
 from llava_native._native import live_counts
 from llava_native.errors import BusyError, CancelledError, ClosedError, GrammarError, InUseError
 
@@ -72,10 +72,10 @@ def test_a_second_init_after_close_starts_afresh(model):
 def test_a_model_stays_while_contexts_and_samplers_need_it(pair):
     model = Model(pair.text.path)
     ctx, sampler = Context(model, n_ctx=64), Sampler(model)
-    with pytest.raises(InUseError, match="2 contexts and samplers"):
+    with pytest.raises(InUseError, match="2 contexts, samplers"):
         model.close()
     ctx.close()
-    with pytest.raises(InUseError, match="1 contexts and samplers"):
+    with pytest.raises(InUseError, match="1 contexts, samplers"):
         model.close()
     assert not model.closed
     sampler.close()
@@ -395,3 +395,14 @@ def test_subclasses(pair):
         assert model.tokenize("Hello")
         with pytest.raises(ClosedError):
             Forgetful(model).eval([1])
+
+
+def test_a_dropped_llava_frees_its_context_at_once(pair):
+    gc.collect()
+    gc.disable()
+    try:
+        with Model(pair.text.path) as model:
+            with pytest.warns(ResourceWarning, match="unclosed Context"):
+                Llava(model, n_ctx=64)
+    finally:
+        gc.enable()

@@ -6,12 +6,15 @@ import logging
 import re
 
 import pytest
+from support.gguf_parts import Parts
 from support.tiny_models import write_mmproj, write_text_model
 
 from llava_native import Context, ImageEncoder, Llava, Model, devices
-from llava_native.errors import LlavaError, NotEnoughMemoryError
+from llava_native.errors import InvalidInputError, LlavaError, NotEnoughMemoryError
+from llava_native.gguf import read_header
 from llava_native.machine import Room
 from llava_native.memory import MemoryEstimate, check_fits, estimate_pair
+from llava_native.repack import should_repack
 
 MiB = 2**20
 
@@ -53,11 +56,24 @@ def test_encoder_against_the_log(tmp_path, caplog, dtype):
     assert 0.95 * needed <= estimate.encoder <= 1.4 * needed + MiB
 
 
-def test_repacked_weights(tmp_path):
-    """Which types a CPU copies is its features' business."""
-    path = write_text_model(tmp_path / "t.gguf", dtype="f16").path
-    cpu = [{"features": {"AVX2": "1", "REPACK": "1"}}]
-    assert estimate_pair(path, None, devices=cpu).repacked == 0  # F16 is multiplied where it lies
+@pytest.mark.skipif("REPACK" not in devices()[-1]["features"], reason="a build that repacks nothing")
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+@pytest.mark.parametrize("repack", [None, False, True])
+def test_repacked_weights_against_the_log(tmp_path, caplog, kind, repack):
+    shape = {"n_embd": 256, "n_head": 8, "n_ff": 512, "n_layer": 4}
+    parts = Parts.read(write_text_model(tmp_path / "f16.gguf", **shape).path)
+    for name, tensor in list(parts.tensors.items()):
+        if name.startswith("blk.") and len(tensor.shape) == 2:
+            parts.reshape(name, tensor.shape, {"Q4_0": 2, "Q4_K": 12}[kind])
+    path = tmp_path / "text.gguf"
+    path.write_bytes(parts.to_bytes())
+    estimate = estimate_pair(path, None, devices=devices(), repack=repack)
+    with caplog.at_level(logging.DEBUG, "llava_native"), Model(path, repack=repack):
+        pass
+    copied = allocated(caplog, "CPU_REPACK model")
+    assert estimate.repacked == pytest.approx(copied * MiB, rel=0.01)
+    wanted = should_repack(read_header(path).tensors.values(), devices()) if repack is None else repack
+    assert (copied > 0) == wanted
 
 
 def test_refused_with_the_numbers():
@@ -99,3 +115,10 @@ def test_show_tells(pair, capsys):
     memory = json.loads(capsys.readouterr().out)["memory"]
     assert memory["n_ctx"] == 4096
     assert memory["total"] >= memory["weights"] + memory["kv"] + memory["compute"] > 0
+
+
+def test_options_of_what_was_made_already_are_refused(pair):
+    with Model(pair.text.path) as model, ImageEncoder(pair.mmproj.path) as encoder:
+        for given in ({"repack": False}, {"kv_overrides": {"a": 1}}, {"dtype": "bf16"}, {"device": "CPU"}):
+            with pytest.raises(InvalidInputError, match=f"{next(iter(given))} is an option of"):
+                Llava(model, encoder, n_ctx=64, **given)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import llava_native
+
 HERE = Path(__file__).parent
-MODULES = (
-    "_batch", "_buffer", "_cancel", "_context", "_embedding", "_encoder", "_model", "_native", "_sampler",
-)  # fmt: skip
+MODULES = sorted(path.stem for path in Path(llava_native.__file__).parent.glob("_*.pyi"))
 
 pytest.importorskip("mypy")
 

@@ -28,8 +28,6 @@ cdef extern from "llama.h" nogil:
     ctypedef int32_t llama_pos
     ctypedef int32_t llama_token
     ctypedef int32_t llama_seq_id
-    const llama_token LLAMA_TOKEN_NULL
-    const uint32_t LLAMA_DEFAULT_SEED
 
     enum llama_vocab_type_t "llama_vocab_type":
         LLAMA_VOCAB_TYPE_NONE
@@ -150,9 +148,6 @@ cdef extern from "llama.h" nogil:
 
     # library
     void llama_backend_init() except +
-    const char *llama_version()
-    const char *llama_print_system_info() except +
-    cbool llama_supports_gpu_offload() except +
     void llama_log_set(ggml_log_callback callback, void *user_data)
 
     # model
@@ -162,7 +157,6 @@ cdef extern from "llama.h" nogil:
     const llama_vocab *llama_model_get_vocab(const llama_model *model)
     llama_rope_type llama_model_rope_type(const llama_model *model)
     int32_t llama_model_n_ctx_train(const llama_model *model)
-    int32_t llama_model_n_embd(const llama_model *model)
     int32_t llama_model_n_embd_inp(const llama_model *model)
     int32_t llama_model_n_layer(const llama_model *model)
     int32_t llama_model_desc(const llama_model *model, char *buf, size_t buf_size) except +
@@ -188,9 +182,7 @@ cdef extern from "llama.h" nogil:
     llama_token llama_vocab_bos(const llama_vocab *vocab)
     llama_token llama_vocab_eos(const llama_vocab *vocab)
     llama_token llama_vocab_eot(const llama_vocab *vocab)
-    llama_token llama_vocab_nl(const llama_vocab *vocab)
     cbool llama_vocab_get_add_bos(const llama_vocab *vocab)
-    cbool llama_vocab_get_add_eos(const llama_vocab *vocab)
     int32_t llama_tokenize(
         const llama_vocab *vocab, const char *text, int32_t text_len,
         llama_token *tokens, int32_t n_tokens_max, cbool add_special, cbool parse_special) except +

@@ -1,11 +1,14 @@
 // A bounded, thread-safe list of native log lines. The libraries log from any thread, also in pieces of
-// a line; nothing here takes the GIL.
+// a line; nothing here takes the GIL. Whichever thread passes the lines on, each keeps its own last warnings
+// and errors beside them, for the exception of the call that they were about.
 #pragma once
 
 #include <deque>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 namespace llava_native {
 
@@ -33,12 +36,20 @@ class LogRing {
         return true;
     }
 
-    static bool is_own(const LogLine & line) { return line.thread == std::this_thread::get_id(); }
+    // Take the last warnings and errors of this thread since it took them before, the oldest first.
+    static std::vector<std::string> take_own() { return std::exchange(own(), {}); }
 
   private:
     static constexpr size_t kMaxLines = 4096;   // a long load logs about 500
     static constexpr size_t kMaxLine  = 8192;
     static constexpr int    kCont     = 5;
+    static constexpr int    kWarn     = 3;
+    static constexpr size_t kMaxOwn   = 5;
+
+    static std::vector<std::string> & own() {
+        thread_local std::vector<std::string> lines;
+        return lines;
+    }
 
     void append(int level, const char * text) {
         std::lock_guard<std::mutex> guard(mutex_);
@@ -62,6 +73,12 @@ class LogRing {
         }
         if (lines_.size() == kMaxLines) {
             lines_.pop_front();
+        }
+        if (partial_.level >= kWarn && partial_.thread == std::this_thread::get_id()) {
+            if (own().size() == kMaxOwn) {
+                own().erase(own().begin());
+            }
+            own().push_back(partial_.text);
         }
         lines_.push_back(partial_);
         partial_.text.clear();

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakMethod
 
 from llava_native.engine.encoding import EncodeJob
 
@@ -28,8 +29,9 @@ class ImageDesk:
         Its threads do the work.
     cache : EmbeddingCache
     stats : Stats
-    done : callable
-        Told of each image that was prepared or whose rows came; its `error` says whether that failed.
+    done : WeakMethod
+        Told of each image that was prepared or whose rows came; its `error` says whether that failed. Weak,
+        for it is of the desk's owner.
 
     Notes
     -----
@@ -37,12 +39,16 @@ class ImageDesk:
     """
 
     def __init__(
-        self, encoding: Encoding, cache: EmbeddingCache, stats: Stats, done: Callable[[Image], None]
+        self,
+        encoding: Encoding,
+        cache: EmbeddingCache,
+        stats: Stats,
+        done: WeakMethod[Callable[[Image], None]],
     ) -> None:
         self._encoding = encoding
         self._cache = cache
         self._stats = stats
-        self._done = done
+        self._owner_done = done
         self._jobs: dict[str, EncodeJob] = {}
         self._ready: deque[EncodeJob] = deque()  # those that were not begun
         self._active: EncodeJob | None = None
@@ -81,6 +87,11 @@ class ImageDesk:
         if image.key is not None and image.n_tokens is None:
             image.n_tokens = self._cache.n_tokens(image.key)
         self._done(image)
+
+    def _done(self, image: Image) -> None:
+        done = self._owner_done()
+        if done is not None:
+            done(image)
 
     def want(self, image: Image) -> None:
         """Have the rows of a prepared image made, unless they are here."""

@@ -151,6 +151,9 @@ class Encoding:
 def _prepare(image: Image) -> None:
     piece = image.piece
     if isinstance(piece, ImageEmbedding):
+        if piece._is_writable():  # the caller's own, who may change them before they are evaluated
+            rows = memoryview(bytes(piece)).cast("f", piece.shape)
+            piece = ImageEmbedding.from_buffer(rows, fingerprint=piece.fingerprint)
         image.key, image.rows, image.n_tokens = rows_key(piece), piece, piece.n_tokens
     elif piece is not None:  # else its request is over
         pixels = piece.encoder.prepare(piece.image)

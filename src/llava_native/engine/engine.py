@@ -120,7 +120,8 @@ class Engine:
         ClosedError, ForkError
         """
         self.check()
-        if len(self._scheduler.queued) >= self._max_waiting:
+        asked = len(self._scheduler.queued) + len(self._scheduler.running)
+        if asked >= self._max_waiting + self.n_running:
             raise BusyError(f"{self._max_waiting} requests wait already; see max_waiting")
         self._scheduler.queued.add(request)
         request.submitted = request.since = time.perf_counter()
@@ -195,7 +196,7 @@ class Engine:
             return
         with self._starting:
             self._closed = True
-        self._scheduler.halt.cancel()
+        self._scheduler.stop()
         for thread in self._threads:  # whoever closes it too waits as well
             self._calls.put(None)
             thread.join()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakMethod
 
 from llava_native._cancel import CancelToken
 from llava_native.engine.desk import ImageDesk
@@ -83,12 +84,12 @@ class Scheduler:
         self.prefixes = PrefixCache(self._memory, prefix_cells)
         self._embeddings = EmbeddingCache(embedding_bytes)
         self._stats = Stats()
-        self._desk = ImageDesk(encoding, self._embeddings, self._stats, self._image_done)
+        self._desk = ImageDesk(encoding, self._embeddings, self._stats, WeakMethod(self._image_done))
         self._pace = Pace(context.n_ubatch)
         self._n_threads = context.n_threads
         self._n_batch, self._n_ubatch, self._n_ctx = context.n_batch, context.n_ubatch, context.n_ctx_seq
         self._is_sharing = False  # threads, with an encode
-        self.halt = CancelToken()  # ends a call for several requests, when all is over
+        self._halt = CancelToken()  # ends a call for several requests, when all is over
         self.running: list[Request] = []  # in the order in which they began
         self.waiting: list[Request] = []  # in the order in which they came
         self.queued: set[Request] = set()  # those that never ran; callers add to it
@@ -137,6 +138,12 @@ class Scheduler:
             **self.prefixes.stats(),
         )
 
+    def stop(self) -> None:
+        """End the call that is going on, since all is over. May be called from any thread."""
+        self._halt.cancel()
+        for request in list(self.running):
+            request.stop.cancel()
+
     def fail(self, error: BaseException) -> None:
         """End all requests with an error."""
         for request in [*self.running, *self.waiting]:
@@ -153,7 +160,7 @@ class Scheduler:
     def _reap(self) -> None:
         """End what was cancelled; let go on what its caller has caught up with."""
         for request in self.running + self.waiting:
-            if request.cancelled:
+            if request.cancelled and not self._halt.cancelled:  # then ``close`` ends it
                 self._end(request, Event(reason="cancelled"))
             elif request.paused and request.has_room:
                 request.paused = False
@@ -328,7 +335,7 @@ class Scheduler:
     def _eval(self, entries: list[_Entry]) -> None:
         """Evaluate a batch; where it fails, each of its requests alone, so that only the culprit ends."""
         began = self._clock()
-        cancel = entries[0][0].stop if len(entries) == 1 else self.halt
+        cancel = entries[0][0].stop if len(entries) == 1 else self._halt
         batch = [(_sequence(request).id, tokens, n) for request, tokens, n in entries]
         try:
             rows = self._context.eval_batch(batch, cancel=cancel)
@@ -336,7 +343,8 @@ class Scheduler:
             self._eval_failed(entries, exc)
             return
         now = self._clock()
-        self._note_step(_n_tokens(entries), now - began)
+        self._stats.steps += 1
+        self._pace.learn(_n_tokens(entries), now - began)
         wanted = iter(rows)
         chosen = []
         for request, tokens, n in entries:
@@ -369,12 +377,10 @@ class Scheduler:
             for entry in entries:
                 self._eval([entry])
             return
+        if self._halt.cancelled:
+            error = ClosedError("this Llava was closed")
         cancelled = isinstance(error, CancelledError)
         self._end(entries[0][0], Event(reason="cancelled") if cancelled else Event(error=error))
-
-    def _note_step(self, n: int, seconds: float) -> None:
-        self._stats.steps += 1
-        self._pace.learn(n, seconds)
 
     def _step_image(self) -> bool:
         """Evaluate a slice of the first image that is next in its prompt."""
@@ -407,7 +413,8 @@ class Scheduler:
             self._eval_failed([(request, [], 0)], exc)
             return
         request.since = self._clock()
-        self._note_step(stop - start, request.since - began)
+        self._stats.steps += 1
+        self._pace.learn(stop - start, request.since - began)
         request.prefill_image_s += request.since - began
         self._keep(request, stop - start)
         if last:
@@ -439,7 +446,7 @@ class Scheduler:
     def _event(self, request: Request, chosen: Choice | Exception) -> Event:
         if isinstance(chosen, Exception):
             return Event(error=chosen)
-        full = request.n_tokens + 1 == request.max_tokens or request.n_done >= self._n_ctx
+        full = request.n_tokens + 1 == request.max_tokens or request.n_content + 1 >= self._n_ctx
         try:
             return request.write(chosen, full)
         except Exception as exc:

@@ -19,7 +19,7 @@ from llava_native._native import end_on_abort
 from llava_native.engine import Event, Request
 from llava_native.isolation.faults import to_data
 from llava_native.isolation.shared import pack, unpack
-from llava_native.isolation.wire import Channel, Frame, Kind, close_all
+from llava_native.isolation.wire import Channel, Frame, Kind
 from llava_native.loading import Parts
 from llava_native.params import SamplingParams
 from llava_native.prompt import PendingImage, Text, pieces
@@ -72,7 +72,7 @@ class _Forwarder(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._channel.send(Kind.LOG, data=[record.levelno, record.getMessage()])
+        self._channel.send(Kind.LOG, data=[record.levelno, self.format(record)])
 
 
 def _forward_logs(channel: Channel, level: int) -> None:
@@ -254,7 +254,6 @@ class Server:
         try:
             images = iter(unpack(data["images"], *(frame.fds or (None,))))
         except BaseException as exc:
-            close_all(frame.fds)
             self.channel.send(Kind.ERROR, frame.number, to_data(exc))
             return
         sampler, start, made = None, 0, []

@@ -34,8 +34,9 @@ _CODE: Final = (
 )
 _POLL_S: Final = 0.05
 _GOODBYE_S: Final = 10.0
-_TAIL_BYTES: Final = 4096
+_TAIL_BYTES: Final = 65536
 _TAIL_LINES: Final = 12
+_REASONS: Final = ("Fatal Python error", "llava_native: the native library aborted")
 numbers = itertools.count(1)  # of calls, requests and samplers, over all workers
 _logger = logging.getLogger("llava_native")
 
@@ -271,11 +272,12 @@ class _Link:
         )
 
     def _tail(self) -> tuple[str, ...]:
-        """Return the last lines of what it wrote to stderr."""
+        """Return why it ended, where it told, and the last lines of what it wrote to stderr."""
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - _TAIL_BYTES))
-        lines = self._errors.read().decode("utf-8", "replace").splitlines()
-        return tuple(line for line in lines if line.strip())[:_TAIL_LINES]
+        lines = [line for line in self._errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        why = [line for line in lines[:-_TAIL_LINES] if line.startswith(_REASONS)]
+        return (*why, *lines[-_TAIL_LINES:])
 
 
 def _let_go(pid: int, channel: Channel) -> None:

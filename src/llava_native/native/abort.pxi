@@ -49,7 +49,7 @@ cdef int native_check_sound(void *owner) except -1:
     return 0
 
 
-cdef bint _is_sound(void *owner) noexcept nogil:
+cdef bint native_is_sound(void *owner) noexcept nogil:
     return _spoilt.empty() or not _spoilt.count(owner)
 
 

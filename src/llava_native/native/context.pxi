@@ -57,7 +57,7 @@ cdef llama.llama_context *native_new_context(
 
 
 cdef void native_free_context(llama.llama_context *ctx) noexcept:
-    if _is_sound(ctx):
+    if native_is_sound(ctx):
         with nogil:
             llama.llama_free(ctx)
     native_count("context", -1)
@@ -105,6 +105,7 @@ cdef float *native_logits(llama.llama_context *ctx, int32_t row) except NULL:
 cdef int native_clear_memory(llama.llama_context *ctx) except -1:
     """llama_memory_clear (llama.h), the tables only."""
     cdef LastNet net
+    native_check_sound(ctx)
     net.hold()
     try:
         llama.llama_memory_clear(llama.llama_get_memory(ctx), False)
@@ -116,6 +117,7 @@ cdef int native_clear_memory(llama.llama_context *ctx) except -1:
 cdef int _remove_positions(llama.llama_context *ctx, int32_t seq, int32_t start) except -1:
     """llama_memory_seq_rm (llama.h) from position `start` to the end; 0 where this memory cannot."""
     cdef LastNet net
+    native_check_sound(ctx)
     net.hold()
     try:
         return llama.llama_memory_seq_rm(llama.llama_get_memory(ctx), seq, start, -1)
@@ -142,6 +144,7 @@ cdef int32_t native_roll_back(llama.llama_context *ctx, int32_t seq, int32_t n) 
 cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst, int32_t end) except -1:
     """llama_memory_seq_cp (llama.h): share cells, copy nothing."""
     cdef LastNet net
+    native_check_sound(ctx)
     net.hold()
     try:
         llama.llama_memory_seq_cp(llama.llama_get_memory(ctx), src, dst, 0, end)
@@ -182,6 +185,7 @@ cdef int native_set_state(
     """llama_state_seq_set_data (llama.h). A failure leaves the sequence empty."""
     cdef LastNet net
     cdef size_t read
+    native_check_sound(ctx)
     net.hold()
     try:
         with nogil:

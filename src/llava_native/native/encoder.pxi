@@ -47,22 +47,20 @@ cdef int _ensure_empty_vocabulary() except -1:
 
 cdef mtmd.mtmd_context *native_load_encoder(
     str path, mtmd.mtmd_context_params *params, str device, Watch *watch) except NULL:
-    """mtmd_init_from_file (mtmd.h), with four tokens for a text model. `watch` must outlive the context."""
+    """mtmd_init_from_file (mtmd.h), with four tokens for a text model.
+
+    `watch` must outlive the context; `device` names one of ``devices()``.
+    """
     cdef bytes raw_path = path.encode("utf-8", "surrogateescape")
-    cdef bytes raw_device
     cdef const char *c_path = raw_path
     cdef mtmd.mtmd_context *ctx = NULL
     _ensure_backend()
     _ensure_empty_vocabulary()
-    if device is not None:
-        raw_device = device.encode()
-        params.device = ggml.ggml_backend_dev_by_name(raw_device)
-        if params.device == NULL or b"\0" in raw_device:
-            names = ", ".join(d["name"] for d in devices())
-            raise InvalidInputError(f"there is no device {device!r}; this build has: {names}")
-    if not params.use_gpu:  # there the callback would break up the device's own queue
+    if not params.use_gpu:  # on a GPU the callback would break up the device's own queue
         params.cb_eval = _encode_step
         params.cb_eval_user_data = watch
+    elif device is not None:
+        params.device = ggml.ggml_backend_dev_by_name(device.encode())
     params.progress_callback = watch_progress
     params.progress_callback_user_data = watch
     try:

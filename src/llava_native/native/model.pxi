@@ -63,7 +63,7 @@ cdef llama.llama_model *native_load_model(
 
 
 cdef void native_free_model(llama.llama_model *model) noexcept:
-    if _is_sound(model):
+    if native_is_sound(model):
         with nogil:
             llama.llama_model_free(model)
     native_count("model", -1)

@@ -127,7 +127,7 @@ cdef llama.llama_sampler *native_new_grammar(llama.llama_model *model, str gramm
 
 cdef void native_free_samplers(llama.llama_sampler *chain, llama.llama_sampler *grammar) noexcept:
     """llama_sampler_free (llama.h) of both; `grammar` may be NULL."""
-    if _is_sound(chain):
+    if native_is_sound(chain):
         with nogil:
             llama.llama_sampler_free(chain)
             if grammar != NULL:

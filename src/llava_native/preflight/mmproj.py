@@ -60,8 +60,7 @@ class MmprojInfo(NamedTuple):
     n_embd : int
         Width of these rows; it must equal the text model's.
     n_embd_vision, n_head, n_layer : int
-        Of the tower; `n_layer` is ``block_count``, of which llama.cpp runs all but the last unless
-        `feature_layers` says otherwise.
+        Of the tower; `n_layer` is ``block_count``.
     projector_type : str
         ``"mlp"`` or ``"mlp_norm"``.
     has_class_embd, has_post_ln : bool
