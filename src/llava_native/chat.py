@@ -115,9 +115,8 @@ class Chat:
         if stream.finish_reason is None:
             raise BusyError("the answer before is still being generated; finish or close its stream first")
         self._open = None
-        if stream.text:
-            answer = Message("assistant", make_content(stream.text.strip(), []))
-            self._messages += [user, answer]
+        if text := stream.text.strip():
+            self._messages += [user, Message("assistant", make_content(text, []))]
 
     def __repr__(self) -> str:
         return f"Chat({len(self._messages)} messages)"

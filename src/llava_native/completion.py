@@ -6,10 +6,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final
 
 from llava_native.errors import InvalidInputError
 from llava_native.params import SamplingParams
+from llava_native.text import Utf8Decoder
 
 if TYPE_CHECKING:
     from llava_native.llava import Llava
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["create_chat_completion"]
 
 _FINISH: Final[dict[FinishReason, str]] = {
-    "eog": "stop", "stop": "stop", "length": "length", "cancelled": "stop",
+    "eog": "stop", "stop": "stop", "length": "length", "cancelled": "length",
 }  # fmt: skip
 _PASSED: Final = frozenset({field.name for field in fields(SamplingParams)}) | {
     "timeout", "cancel", "overflow", "constraint",
 }  # fmt: skip
 _IGNORED: Final = {"tfs_z": 1.0, "n": 1}  # at these values, which change nothing; and any `user`
+_MINUS_ONE: Final = {"seed": None, "top_k": 0}  # what it means to llama.cpp
 _REFUSED: Final = {
     "functions": "use tools",
     "function_call": "use tools",
@@ -37,6 +40,7 @@ def create_chat_completion(
     *,
     stream: bool = False,
     max_tokens: int | None = None,
+    max_completion_tokens: int | None = None,
     stop: str | Sequence[str] | None = None,
     tools: Sequence[Any] | None = None,
     tool_choice: str | None = None,
@@ -55,18 +59,21 @@ def create_chat_completion(
     ----------
     llava : Llava
     messages, tools
-        As ``Llava.respond`` takes them.
+        As ``Llava.respond`` takes them. An "image_url" or "image" may be any path that this process can
+        read: of strangers, accept images as ``data:`` URLs only. Tool calls in an answer are text.
     stream : bool, default False
         Return an iterator of ``chat.completion.chunk`` dicts instead of one ``chat.completion``.
     max_tokens : int, optional
-        Default: until the model ends or the context is full.
+        Default, and with 0 or less: until the model ends or the context is full.
+    max_completion_tokens : int, optional
+        OpenAI's name for it; at least 1.
     stop : str or sequence of str, optional
     tool_choice : {"auto", "none"}, optional
     response_format : dict, optional
         ``{"type": "json_object"}``, with a ``"schema"`` if wanted, or ``{"type": "json_schema",
         "json_schema": {"schema": …}}``. An answer that is not cut short parses.
     grammar : str, optional
-        GBNF, instead of `response_format`.
+        GBNF; like `constraint`, instead of a `response_format` other than text.
     logprobs : bool, optional
     top_logprobs : int, optional
         0 to 20.
@@ -77,12 +84,14 @@ def create_chat_completion(
         ``{"include_usage": True}`` ends a stream with a chunk of the usage.
     **options
         `temperature` (0.2 by default) and everything else that ``SamplingParams`` takes, `timeout`,
-        `cancel`, `overflow`, `constraint`; OpenAI's `max_completion_tokens`, `n` of 1 and `user`.
+        `cancel`, `overflow`, `constraint`; OpenAI's `n` of 1 and `user`. None is the default, and -1 as
+        `seed` or `top_k` what it is to llama.cpp: a random one, and all.
 
     Returns
     -------
     dict, or iterator of dict
-        An iterator that is closed or dropped ends the answer.
+        An iterator that is closed or dropped ends the answer. The finish reason is "stop" or "length", also
+        of an answer that was cancelled.
 
     Raises
     ------
@@ -91,23 +100,22 @@ def create_chat_completion(
     LlavaError
         As ``Llava.respond``.
     """
-    asked = {"temperature": 0.2, **options}
-    max_tokens = asked.pop("max_completion_tokens", None) or max_tokens
+    asked = {"temperature": 0.2, **_given(options)}
     if grammar is not None:
         asked["grammar"] = grammar
     if logit_bias:
         asked["logit_bias"] = {_token_id(key): bias for key, bias in logit_bias.items()}
-    if response_format is not None:
-        if grammar is not None:
-            raise InvalidInputError("give response_format or grammar, not both")
-        asked["constraint"] = _constraint(response_format)
+    if (constraint := _constraint(response_format)) is not None:
+        if taken := asked.keys() & {"grammar", "constraint"}:
+            raise InvalidInputError(f"give response_format or {min(taken)}, not both")
+        asked["constraint"] = constraint
     tokens = llava.respond(
         messages,
         tools=_chosen_tools(tools, tool_choice),
-        max_tokens=max_tokens,
+        max_tokens=_limit(max_tokens, max_completion_tokens),
         stop=stop or (),
         logprobs=_n_logprobs(logprobs, top_logprobs),
-        **_checked_options(asked),
+        **asked,
     )
     shape = _Shape(model or llava.name, llava.model.token_bytes)
     if stream:
@@ -115,17 +123,30 @@ def create_chat_completion(
     return shape.whole(tokens)
 
 
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is not supported, by name."""
-    for name, value in list(options.items()):
-        if name in _PASSED:
-            continue
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options other than the default; refuse what is not supported, by name."""
+    given = {}
+    for name, value in options.items():
         if value is None or name == "user" or (name in _IGNORED and value == _IGNORED[name]):
-            del options[name]
             continue
-        hint = _REFUSED.get(name, "it is unknown or not supported")
-        raise InvalidInputError(f"create_chat_completion: {name}={value!r}: {hint}")
-    return options
+        if name not in _PASSED:
+            hint = _REFUSED.get(name, "it is unknown or not supported")
+            raise InvalidInputError(f"create_chat_completion: {name}={value!r}: {hint}")
+        if name in _MINUS_ONE and value == -1:
+            value = _MINUS_ONE[name]
+        given[name] = value
+    return given
+
+
+def _limit(max_tokens: int | None, max_completion_tokens: int | None) -> int | None:
+    """Return how many tokens an answer may have; None for any number."""
+    if max_completion_tokens is None:
+        return None if isinstance(max_tokens, Integral) and max_tokens <= 0 else max_tokens
+    if not (isinstance(max_completion_tokens, Integral) and max_completion_tokens >= 1):
+        raise InvalidInputError(
+            f"max_completion_tokens must be an integer of at least 1, not {max_completion_tokens!r}"
+        )
+    return max_completion_tokens
 
 
 def _token_id(key: Any) -> int:
@@ -148,20 +169,23 @@ def _n_logprobs(logprobs: bool | None, top: int | None) -> int | None:
         if top:
             raise InvalidInputError("top_logprobs needs logprobs=True")
         return None
-    if top is not None and not 0 <= top <= 20:
-        raise InvalidInputError(f"top_logprobs must be 0 to 20, not {top}")
+    if top is not None and not (isinstance(top, Integral) and 0 <= top <= 20):
+        raise InvalidInputError(f"top_logprobs must be 0 to 20, not {top!r}")
     return top or 0
 
 
-def _constraint(response_format: Mapping[str, Any]) -> Any:
+def _constraint(response_format: Mapping[str, Any] | None) -> Any:
     """Return what an answer must follow; None for plain text."""
     from llava_native.constraint import Constraint
 
+    if response_format is None:
+        return None
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None
     if kind == "text":
         return None
     if kind == "json_object":
-        return Constraint.json_schema(response_format.get("schema") or {"type": "object"})
+        schema = response_format.get("schema")
+        return Constraint.json_schema({"type": "object"} if schema is None else schema)
     if kind == "json_schema":
         wrapped = response_format.get("json_schema")
         if isinstance(wrapped, Mapping) and isinstance(wrapped.get("schema"), (Mapping, bool)):
@@ -182,7 +206,7 @@ class _Shape:
     def whole(self, stream: TokenStream) -> dict[str, Any]:
         """Generate everything, and return a ``chat.completion``."""
         with stream:
-            logprobs = [self._logprob(token) for token in stream if token.logprob is not None]
+            logprobs = [one for _, found in self._pieces(stream) for one in found]
             result = stream.result()
         choice = {
             "index": 0,
@@ -198,16 +222,33 @@ class _Shape:
         """Yield ``chat.completion.chunk`` dicts; closing or dropping the iterator ends the answer."""
         with stream:
             yield self._chunk({"role": "assistant", "content": ""}, None)
-            for token in stream:
-                found = [self._logprob(token)] if token.logprob is not None else []
-                if token.text or found:
-                    yield self._chunk({"content": token.text}, None, found)
+            for text, found in self._pieces(stream):
+                if text or found:
+                    yield self._chunk({"content": text}, None, found)
             yield self._chunk({}, _FINISH[stream.finish_reason or "cancelled"])
             if with_usage:
                 yield {
                     **self._head, "object": "chat.completion.chunk", "choices": [],
                     "usage": self._usage(stream),
                 }  # fmt: skip
+
+    def _pieces(self, stream: TokenStream) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yield pieces of the text, each with the log-probabilities of the tokens that it begins to show.
+
+        What is held back, for a character or a stop string, waits; what a stop string cuts off is left out.
+        """
+        decoder, n_decoded, n_shown = Utf8Decoder(), 0, 0
+        held: list[tuple[int, Token]] = []  # with where the text of each begins
+        for token in stream:
+            n_shown += len(token.text)
+            if token.logprob is not None:
+                held.append((n_decoded, token))
+                n_decoded += len(decoder.feed(self._token_bytes(token.id)))
+            n = sum(start < n_shown for start, _ in held)
+            yield token.text, [self._logprob(token) for _, token in held[:n]]
+            del held[:n]
+        if stream.finish_reason in ("eog", "length"):  # then tokens without a text are all that is left
+            yield "", [self._logprob(token) for _, token in held]
 
     def _chunk(
         self, delta: dict[str, Any], finish: str | None, logprobs: Sequence[Any] = ()

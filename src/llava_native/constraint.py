@@ -42,10 +42,13 @@ class Constraint:
         Raises
         ------
         GrammarError
-            It is no schema.
+            It is no schema, or nothing can meet it.
         """
         from llguidance import LLMatcher
 
+        if schema is False:
+            raise GrammarError("no JSON can meet the schema false")
+        schema = {} if schema is True else schema
         try:
             return cls(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON))
         except (TypeError, ValueError, RecursionError) as exc:
@@ -85,7 +88,7 @@ class _Words:
 
     def __init__(self, model: Model) -> None:
         special = sorted(model.special_tokens.values())
-        self.eos_token_id = next(iter([model.eos, model.eot]), -1)
+        self.eos_token_id = next((token for token in (model.eos, model.eot) if token >= 0), -1)
         self.bos_token_id = model.bos if model.bos >= 0 else None
         self.tokens = [model.token_bytes(token) for token in range(model.n_vocab)]
         for token in special:

@@ -118,8 +118,8 @@ class PromptTooLongError(LlavaError, ValueError):
         Tokens that the context holds for one sequence.
     """
 
-    def __init__(self, message: str, *, n_tokens: int, n_ctx: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, n_tokens: int = 0, n_ctx: int = 0) -> None:
+        super().__init__(message)  # a copy is made of this alone, and given the attributes then
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
 

@@ -379,7 +379,7 @@ class Llava:
         parts : sequence of Part
             ``Text`` of ``llava_native.prompt``, and what ``image_part`` of ``planner`` makes of images.
         **options
-            As ``respond`` takes them. The template's own stop strings are not among them.
+            As ``respond`` takes them. No template's stop strings apply.
         """
         self._check_open()
         made = self._planner.pieces(parts)

@@ -18,6 +18,7 @@ __all__ = ["Message", "MessageDict", "drop_oldest_image", "drop_oldest_turn", "m
 ROLES = ("system", "user", "assistant", "tool")
 MessageDict: TypeAlias = "Mapping[str, Any]"
 MakeImage: TypeAlias = "Callable[[ImageLike], PendingImage | ImageEmbedding]"
+_LINE_END = Text("\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Message:
     def images(self) -> list[int]:
         """Where its images stand in `content`."""
         return [i for i, part in enumerate(self.content) if not isinstance(part, Text)]
+
+    @property
+    def bare_content(self) -> list[Part]:
+        """Its parts without the ends of line that were put around images."""
+        around = {i + step for i in self.images for step in (-1, 1)}
+        return [part for i, part in enumerate(self.content) if i not in around or part != _LINE_END]
 
 
 def make_content(prompt: str, images: Iterable[Part]) -> tuple[Part, ...]:
@@ -104,6 +111,8 @@ def _part(where: str, part: Any, image_part: MakeImage, open_url: Callable[[str]
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("text", "input_text") and isinstance(part.get("text"), str):
         return Text(part["text"])
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return Text(part["refusal"])
     if kind == "image" and part.get("image") is not None:
         return image_part(part["image"])
     if kind in ("image_url", "input_image"):
@@ -129,22 +138,27 @@ def _on_lines(parts: Sequence[Part]) -> tuple[Part, ...]:
     for i, part in enumerate(parts):
         if not isinstance(part, Text):
             if out and isinstance(out[-1], Text) and not out[-1].text.endswith("\n"):
-                out.append(Text("\n"))
+                out.append(_LINE_END)
             out.append(part)
             following = parts[i + 1] if i + 1 < len(parts) else None
             if not (isinstance(following, Text) and following.text.startswith("\n")):
-                out.append(Text("\n"))
+                out.append(_LINE_END)
         elif part.text:
             out.append(part)
     return tuple(out)
 
 
 def drop_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
-    """Leave out the oldest message of a user and what answered it; None when only the last is left."""
+    """Leave out the oldest message of a user and what answered it; None when only the last is left.
+
+    System messages stay.
+    """
     users = [i for i, message in enumerate(messages) if message.role == "user"]
     if len(users) < 2:
         return None
-    return [*messages[: users[0]], *messages[users[1] :]]
+    first, second = users[:2]
+    system = [message for message in messages[first:second] if message.role == "system"]
+    return [*messages[:first], *system, *messages[second:]]
 
 
 def drop_oldest_image(messages: Sequence[Message]) -> list[Message] | None:
@@ -155,7 +169,7 @@ def drop_oldest_image(messages: Sequence[Message]) -> list[Message] | None:
     first = messages[holders[0]]
     at = first.images[0]
     after = first.content[at + 1 :]
-    if after[:1] == (Text("\n"),):  # its end of line
+    if after[:1] == (_LINE_END,):
         after = after[1:]
     changed = dataclasses.replace(first, content=(*first.content[:at], *after))
     return [*messages[: holders[0]], changed, *messages[holders[0] + 1 :]]

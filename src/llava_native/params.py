@@ -50,7 +50,8 @@ class SamplingParams:
     repeat_penalty, frequency_penalty, presence_penalty : float, default 1.0, 0.0, 0.0
         Make tokens of the last `repeat_last_n` less likely.
     repeat_last_n : int, default 64
-        How far the penalties look back; 0 is off, -1 the trained context.
+        How far the penalties look back; 0 is off, -1 the trained context. Penalties and DRY see the answer
+        only; llama-server's see the prompt, too.
     dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers
         "Don't repeat yourself": off, 1.75, 2, -1 (all the trained context), and newline, colon, double
         quote and asterisk.
@@ -59,7 +60,9 @@ class SamplingParams:
     logit_bias : mapping of int to float, optional
         Added to the logits of these tokens; ``-inf`` forbids one.
     seed : int, optional
-        0 to 2**32 - 2. Without one, a random seed is drawn and kept here.
+        0 to 2**32 - 2. Without one, a random seed is drawn and kept here. The same seed gives the same
+        answer, but for what rounding decides: sums come in another order while other answers are generated,
+        and where a cache had a part of the prompt.
     grammar : str, optional
         A GBNF grammar that the whole answer must follow.
     grammar_root : str, default "root"

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -99,6 +101,17 @@ class BoundedTemplate:
                 raise TemplateError(f"the chat template failed: {type(exc).__name__}: {exc}") from exc
 
 
+class _Generation(Extension):
+    """Ignore ``{% generation %}``, which marks for training what the model is to say."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return what is between the tags."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which also counts."""
 
@@ -109,13 +122,14 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,  # as transformers renders chat templates
             lstrip_blocks=True,
             optimized=False,  # nothing is computed while compiling, out of these bounds' reach
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _Generation],
             finalize=self.count_output,
         )
         self.begin()
         self.filters = {name: _bounded(name, self.filters[name], self.step) for name in _FILTERS}
         self.filters["join"] = jinja2.pass_environment(_join)
         self.filters["tojson"] = self.to_json
+        self.filters["safe"] = _same  # nothing is escaped here
         self.globals = {
             "range": self.globals["range"],
             "dict": dict,
@@ -153,11 +167,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Return a text or a new container of the template, of a size that is allowed."""
         return _checked(value)
 
-    def to_json(self, value: Any, indent: int | None = None, **_: Any) -> str:
-        """Write JSON as transformers does: not escaped for HTML, nor to ASCII."""
+    def to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Write JSON as transformers does: not escaped for HTML, nor, by default, to ASCII."""
         _check_indent(indent or 0)
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
         chunks, size = [], 0
-        for chunk in json.JSONEncoder(ensure_ascii=False, indent=indent).iterencode(value):
+        for chunk in encoder.iterencode(value):
             chunks.append(chunk)
             size += len(chunk)
             if size > MAX_SIZE:
@@ -276,7 +300,7 @@ def _bounded(name: str, function: Callable[..., Any], step: Callable[[], Any]) -
         if name == "sum" and not all(isinstance(n, (int, float, str)) for n in [*options, *kwargs.values()]):
             raise TemplateError("the chat template sums up what are no numbers, which is not supported here")
         if name in _LAZY:
-            args = (*args[:first], _counted(value, step), *options)
+            args = (*args[:first], _counted(value or (), step), *options)  # to Jinja, None is empty
         return _checked(function(*args, **kwargs))
 
     bounded.__dict__.update(getattr(function, "__dict__", {}))  # what Jinja passes to it besides
@@ -291,6 +315,10 @@ def _counted(values: Iterable[Any], step: Callable[[], Any]) -> Iterable[Any]:
     for value in values:
         step()
         yield value
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _check_indent(width: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 from llava_native.engine import Choice, Event, Request
-from llava_native.errors import BusyError, CancelledError, InvalidInputError, TimeoutExpiredError
+from llava_native.errors import BusyError, CancelledError, InvalidInputError, LlavaError, TimeoutExpiredError
 from llava_native.text import StopSplitter, Utf8Decoder
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ class Token(NamedTuple):
     id : int
     text : str
         The text that this token completes. Empty while a character or a possible stop string is
-        unfinished.
+        unfinished, and where a stop string came.
     logprob : float or None
-        Natural logarithm of its probability, before any sampler; None unless asked for.
+        Natural logarithm of its probability, before any sampler; None unless asked for, and of the token
+        that ends the answer, which is seen only where text was held back until then.
     top_logprobs : list of (int, float)
         The likeliest tokens instead of it, itself perhaps among them.
     """
@@ -108,7 +110,9 @@ def check_limits(max_tokens: int | None, stop: str | Sequence[str], logprobs: in
     InvalidInputError
         They are none, or `max_tokens` or `logprobs` is no number of tokens.
     """
-    if logprobs is not None and not (isinstance(logprobs, Integral) and 0 <= logprobs <= 100):
+    if logprobs is not None and (
+        isinstance(logprobs, bool) or not (isinstance(logprobs, Integral) and 0 <= logprobs <= 100)
+    ):
         raise InvalidInputError(f"logprobs must be an integer from 0 to 100, or None, not {logprobs!r}")
     if max_tokens is not None and not (isinstance(max_tokens, Integral) and max_tokens >= 1):
         raise InvalidInputError(f"max_tokens must be an integer of at least 1, or None, not {max_tokens!r}")
@@ -131,7 +135,7 @@ class Writer:
     def __call__(self, chosen: Choice, last: bool) -> Event:
         """Return what the caller sees of a token; `last` where there is no room for another one."""
         if self._model.is_eog(chosen.token):
-            return self._end(chosen, "", "eog")
+            return self._end(Choice(chosen.token), "", "eog")
         self._n_tokens += 1
         text = self._splitter.feed(self._decoder.feed(self._model.token_bytes(chosen.token)))
         if self._splitter.stopped:
@@ -166,7 +170,8 @@ class TokenStream:
         The answer so far.
     finish_reason : {"eog", "stop", "length", "cancelled"} or None
         Why the answer ended: the model ended it, a stop string came, `max_tokens` or the context was
-        full, or it was cancelled. None while it goes on.
+        full, or it was cancelled. None while it goes on. An answer that failed is "cancelled", too, and
+        who asks for more of it, or its result, gets the error again.
 
     Notes
     -----
@@ -206,6 +211,7 @@ class TokenStream:
         self._inside = threading.Lock()
         self._n_tokens = 0
         self._shown: list[str] = []
+        self._error: Exception | None = None
         self.finish_reason: FinishReason | None = None
         self._open = True
         engine.streams[id(self)] = weakref.ref(self)
@@ -223,6 +229,7 @@ class TokenStream:
             self._failed(exc)
         finally:
             self._inside.release()
+        self._raise_again()
         raise StopIteration
 
     def __aiter__(self) -> Self:
@@ -238,6 +245,7 @@ class TokenStream:
             self._failed(exc)
         finally:
             self._inside.release()
+        self._raise_again()
         raise StopAsyncIteration
 
     def start(self) -> None:
@@ -324,10 +332,17 @@ class TokenStream:
         """Free everything, and raise, unless it is the end that ``cancel()`` asked for."""
         self._free()
         if not isinstance(error, CancelledError) or isinstance(error, TimeoutExpiredError):
+            if isinstance(error, Exception):  # not Ctrl-C
+                self._error = _copy(error)
             try:
                 raise error
             finally:
                 del error  # as in `_take`
+
+    def _raise_again(self) -> None:
+        """Raise what the answer failed with, if it did."""
+        if self._error is not None:
+            raise _copy(self._error)
 
     def cancel(self) -> None:
         """Stop from any thread; the iteration ends, and ``finish_reason`` is "cancelled"."""
@@ -421,6 +436,14 @@ class TokenStream:
 
     def _result(self) -> Result:
         return Result(self.text, self.finish_reason or "cancelled", self.usage, self.timings)
+
+
+def _copy(error: Exception) -> Exception:
+    """Return an error without its traceback, whose frames and the stream would keep each other."""
+    try:
+        return copy.copy(error)
+    except Exception:  # of a class that its arguments alone do not make
+        return LlavaError(f"{type(error).__name__}: {error}")
 
 
 def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

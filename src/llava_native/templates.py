@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -119,13 +120,14 @@ class ChatTemplate:
         -----
         Messages are given to the template as one string each. Where it has no place for them then, they
         are given as lists of parts. A system text that it leaves out is put before the first question.
+        Tools that it has no place for are left out, with a warning in the log.
         """
-        variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True}
-        if tools is not None:
-            variables["tools"] = tools
+        if tools and "tools" not in self.source:
+            _warn_of_tools(self.name)
+        variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "tools": tools}
         attempts = [(messages, False), (messages, True)]
-        if messages[0].role == "system" and len(messages) > 1:
-            attempts.insert(1, (_without_system(messages), False))
+        if (merged := _without_system(messages)) is not None:
+            attempts.insert(1, (merged, False))
         failure, drops = None, False
         for wanted, as_parts in attempts:
             slots = _Slots(wanted, as_parts)
@@ -146,11 +148,20 @@ class ChatTemplate:
         )
 
 
-def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """Put the system text before the first question."""
-    system, first, *others = messages
-    content = (*system.content, Text("\n\n"), *first.content)
-    return [dataclasses.replace(first, content=content), *others]
+@functools.cache  # once
+def _warn_of_tools(name: str) -> None:
+    _log.warning("the chat template (%s) knows no tools: the model is not told of them", name)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """Put the system text before the first question; None where there is no such text or question."""
+    system, *others = messages
+    first = next((i for i, message in enumerate(others) if message.role == "user"), None)
+    if system.role != "system" or first is None:
+        return None
+    content = (*system.content, Text("\n\n"), *others[first].content)
+    others[first] = dataclasses.replace(others[first], content=content)
+    return others
 
 
 class _Slots:
@@ -165,7 +176,7 @@ class _Slots:
 
     def _dict(self, message: Message) -> dict[str, Any]:
         made: list[dict[str, str]] = []
-        for part in message.content:
+        for part in message.bare_content if self._as_parts else message.content:
             mark = self._mark(part, message.role != "assistant")  # thoughts of old answers may be left out
             image = not isinstance(part, Text)
             made.append({"type": "image"} if image and self._as_parts else {"type": "text", "text": mark})

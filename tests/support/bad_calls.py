@@ -241,7 +241,8 @@ for _n in (0, -1, 513, 10**12):
         InvalidInputError,
     )
 for _n in (math.nan, -1, "x"):
-    _case(f"cancel: timeout {_n}", lambda _, n=_n: CancelToken(n), TypeError if _n == "x" else InvalidInputError)
+    _kind = TypeError if _n == "x" else InvalidInputError
+    _case(f"cancel: timeout {_n}", lambda _, n=_n: CancelToken(n), _kind)
 _case("cancel: timeout without end", lambda s: s.ctx.eval([1], cancel=CancelToken(math.inf)), None)
 
 

@@ -42,7 +42,7 @@ def answer_to(pieces: Iterable[Any], max_tokens: int, n_ctx: int = 10**9) -> tup
         if token == END:
             return out, "eog"
         out.append(token)
-        if len(out) == max_tokens or len(content) >= n_ctx:
+        if len(out) == max_tokens or len(content) + 1 >= n_ctx:
             return out, "length"
         content.append(token)
 

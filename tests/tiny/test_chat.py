@@ -41,6 +41,8 @@ def test_a_plan_is_what_the_run_takes(llava, picture):
         stream.usage.prompt_tokens, stream.usage.image_tokens, 2)  # fmt: skip
     assert plan.fits
     assert plan.room == 256 - plan.n_tokens
+    endless = llava.respond(messages, temperature=0, max_tokens=None, logit_bias={llava.model.eos: -1e9})
+    assert endless.result().usage.completion_tokens == plan.room
     assert plan.text_tokens + 8 == plan.n_tokens
 
 
@@ -135,6 +137,12 @@ def test_a_turn_that_was_never_answered_is_forgotten(llava):
     chat.send("Hello", **GREEDY).result()
     assert len(chat.messages) == 2
     chat.clear()
+    assert chat.messages == []
+
+
+def test_an_answer_of_spaces_is_none(llava):
+    chat = llava.chat()
+    assert chat.send("Hello", grammar='root ::= "  \\n"', **GREEDY).result().text == "  \n"
     assert chat.messages == []
 
 

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from llava_native import Llava
+from llava_native._cancel import CancelToken
 from llava_native.constraint import Constraint
 from llava_native.errors import GrammarError, InvalidInputError
 
@@ -104,6 +105,46 @@ def test_logprobs(llava):
     assert llava.create_chat_completion(HELLO, **GREEDY)["choices"][0]["logprobs"] is None
 
 
+def logprobs_of(llava, **options):
+    """Return an answer's text and the texts of its log-probabilities, of the whole and of its chunks."""
+    options |= {"logprobs": True, "temperature": 0, "max_tokens": 20}
+    choice = llava.create_chat_completion(HELLO, **options)["choices"][0]
+    chunks = [c["choices"][0] for c in llava.create_chat_completion(HELLO, stream=True, **options)]
+    streamed = [one["token"] for c in chunks if c["logprobs"] for one in c["logprobs"]["content"]]
+    tokens = [one["token"] for one in choice["logprobs"]["content"]]
+    assert tokens == streamed
+    return choice["message"]["content"], tokens, choice["finish_reason"]
+
+
+def test_logprobs_end_where_a_stop_string_ends_the_text(llava):
+    text, tokens, _ = logprobs_of(llava)
+    assert "".join(tokens) == text
+    start = len("".join(tokens[:5]))
+    stop = "".join(tokens[5:9])
+    assert text.find(stop) == start
+    assert logprobs_of(llava, stop=stop) == (text[:start], tokens[:5], "stop")
+    # one that begins inside of a token, and one that holds back all to the end
+    inside = next(i for i, token in enumerate(tokens) if i and len(token) > 2)
+    start = len("".join(tokens[:inside])) + 1
+    stop = text[start : start + 8]
+    assert text.find(stop) == start
+    assert logprobs_of(llava, stop=stop) == (text[:start], tokens[: inside + 1], "stop")
+    assert logprobs_of(llava, stop=text + "!") == (text, tokens, "length")
+
+
+def test_the_end_token_has_no_logprob(llava):
+    text, tokens, reason = logprobs_of(llava, grammar='root ::= "abc"', stop="cx")
+    assert (text, "".join(tokens), reason) == ("abc", "abc", "stop")
+
+
+def test_an_answer_that_was_cancelled_is_not_complete(llava):
+    token = CancelToken()
+    token.cancel()
+    choice = llava.create_chat_completion(HELLO, cancel=token, response_format={"type": "json_object"})
+    assert choice["choices"][0]["message"]["content"] == ""
+    assert choice["choices"][0]["finish_reason"] == "length"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_json_of_a_schema_about_an_image(llava, picture, seed):
     answer = llava.create_chat_completion(
@@ -115,6 +156,36 @@ def test_json_of_a_schema_about_an_image(llava, picture, seed):
     assert found["colour"] in ("red", "blue")
     assert 0 <= found["n"] <= 99
     assert answer["finish_reason"] == "stop"
+
+
+def test_a_templates_stop_strings_do_not_cut_json(pair):
+    text = {"text": "A sign: USER: bob"}
+    with Llava(pair.text.path, n_ctx=256, n_threads=1, chat_template="vicuna") as llava:
+        answer = llava.create_chat_completion(
+            HELLO, temperature=0,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": text}}},
+        )["choices"][0]  # fmt: skip
+    assert json.loads(answer["message"]["content"]) == text
+    assert answer["finish_reason"] == "stop"
+
+
+def test_a_constraint_is_kept_beside_a_format_of_plain_text(llava):
+    answer = llava.create_chat_completion(
+        HELLO, constraint=Constraint.regex("yes|no"), response_format={"type": "text"}, temperature=0
+    )
+    assert answer["choices"][0]["message"]["content"] in ("yes", "no")
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_schema_may_be_a_truth_value(llava, kind):
+    def ask(schema):
+        form = {"type": kind, "schema": schema} if kind == "json_object" else {
+            "type": kind, "json_schema": {"name": "x", "schema": schema}}  # fmt: skip
+        llava.create_chat_completion(HELLO, response_format=form, temperature=0, max_tokens=4)
+
+    ask(True)
+    with pytest.raises(GrammarError, match="no JSON can meet"):
+        ask(False)
 
 
 def test_regex_and_lark(llava):
@@ -149,6 +220,10 @@ def test_a_constraint_that_nothing_can_meet(llava, constraint):
         ({"response_format": {"type": "xml"}}, "'xml'"),
         ({"response_format": {"type": "json_schema"}}, "json_schema must be"),
         ({"response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'}, "not both"),
+        ({"response_format": {"type": "json_object"}, "constraint": Constraint.regex("a")}, "not both"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens must be"),
+        ({"max_tokens": "8"}, "max_tokens must be"),
+        ({"logprobs": True, "top_logprobs": "3"}, "0 to 20, not '3'"),
         ({"top_logprobs": 3}, "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "0 to 20"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -169,6 +244,25 @@ def test_what_llama_cpp_python_passes_by_default_is_taken(llava):
         mirostat_mode=0, mirostat_tau=5.0, mirostat_eta=0.1, model=None, logits_processor=None, grammar=None,
         logit_bias=None, logprobs=None, top_logprobs=None,
     )  # fmt: skip
+
+
+def test_none_is_the_default_and_minus_one_what_it_is_to_llama_cpp(llava):
+    plain = llava.create_chat_completion(HELLO, seed=7, max_tokens=8, top_k=0)
+    same = llava.create_chat_completion(
+        HELLO, seed=7, max_tokens=8, top_k=-1, temperature=None, top_p=None, presence_penalty=None,
+        frequency_penalty=None, min_p=None, timeout=None, overflow=None,
+    )  # fmt: skip
+    assert same["choices"] == plain["choices"]
+    hot = {"temperature": 3, "max_tokens": 8, "top_k": None, "seed": -1}
+    assert len({llava.create_chat_completion(HELLO, **hot)["choices"][0]["message"]["content"]
+                for _ in range(9)}) > 1  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_limit_is_zero_or_less(llava, n):
+    bias = {str(llava.model.eos): -1e9}
+    usage = llava.create_chat_completion(HELLO, max_tokens=n, logit_bias=bias)["usage"]
+    assert usage["total_tokens"] == llava.context.n_ctx_seq
 
 
 def test_every_sampling_parameter_and_what_openais_clients_pass_is_taken(llava):

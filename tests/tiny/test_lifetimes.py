@@ -401,8 +401,7 @@ def test_a_dropped_llava_frees_its_context_at_once(pair):
     gc.collect()
     gc.disable()
     try:
-        with Model(pair.text.path) as model:
-            with pytest.warns(ResourceWarning, match="unclosed Context"):
-                Llava(model, n_ctx=64)
+        with Model(pair.text.path) as model, pytest.warns(ResourceWarning, match="unclosed Context"):
+            Llava(model, n_ctx=64)
     finally:
         gc.enable()

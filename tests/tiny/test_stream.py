@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support import damage
 from support.threads import settled
 
-from llava_native import CancelToken, Llava
+from llava_native import CancelToken, Constraint, Llava
 from llava_native._native import live_counts
 from llava_native.errors import (
     BusyError,
     CancelledError,
     GrammarError,
+    ImageDecodeError,
     InvalidInputError,
     TimeoutExpiredError,
 )
+from llava_native.prompt import Text
+from llava_native.templates import STOPS
 
 EOS = 2  # of damage.good_text, whose vocabulary is bytes and a few words
 GREEDY = {"temperature": 0, "max_tokens": 30}
+ONLY_U = GREEDY | {"logit_bias": {ord("U") + 3: 1e9}}  # the token of that byte
 
 
 @pytest.fixture
@@ -58,8 +66,7 @@ def test_max_tokens(llava):
 def test_a_full_context_is_a_length_too(llava):
     result = llava.generate("Hello", temperature=0, max_tokens=None, logit_bias={EOS: -1e9})
     assert result.finish_reason == "length"
-    # the last token is not evaluated any more
-    assert result.usage.total_tokens == llava.context.n_ctx_seq + 1
+    assert result.usage.total_tokens == llava.context.n_ctx_seq
 
 
 def test_the_model_ends_it(llava):
@@ -87,10 +94,42 @@ def test_text_held_back_for_a_stop_that_never_came_is_shown_at_the_end(llava, an
     assert (result.text, result.finish_reason) == (text, "length")
 
 
-def test_a_template_may_have_stops_of_its_own(llava, tmp_path):
-    with Llava(tmp_path / "text.gguf", n_ctx=512, n_threads=1, chat_template="vicuna") as vicuna:
-        result = vicuna.generate("Hello", grammar='root ::= "yes USER: more"', **GREEDY)
-    assert (result.text, result.finish_reason) == ("yes ", "stop")
+@pytest.fixture
+def with_stops(llava, tmp_path, monkeypatch):
+    monkeypatch.setitem(STOPS, "vicuna", ("UU",))
+    with Llava(tmp_path / "text.gguf", n_ctx=512, n_threads=1, chat_template="vicuna") as opened:
+        yield opened
+
+
+def test_a_template_may_have_stops_of_its_own(with_stops):
+    result = with_stops.generate("Hello", **ONLY_U)
+    assert (result.text, result.finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize(
+    "options", [{"grammar": 'root ::= "aUUb"'}, {"constraint": Constraint.regex("aUUb")}], ids=str
+)
+def test_a_templates_stops_do_not_cut_what_a_grammar_asks_for(with_stops, options):
+    result = with_stops.generate("Hello", **options, **GREEDY)
+    assert (result.text, result.finish_reason) == ("aUUb", "eog")
+    result = with_stops.generate("Hello", stop="b", **options, **GREEDY)  # a caller's own do
+    assert (result.text, result.finish_reason) == ("aUU", "stop")
+
+
+def test_a_prompt_without_a_template_has_none_of_its_stops(with_stops):
+    with with_stops.stream_prompt([Text("Hello", special=True)], **ONLY_U) as stream:
+        assert stream.result().text == "U" * 30
+
+
+def test_log_probabilities_are_of_tokens_of_the_answer(llava):
+    """Also where the end showed text that was held back."""
+    with llava.stream("Hello", grammar='root ::= "abcde"', stop="dex", logprobs=0, **GREEDY) as stream:
+        tokens = list(stream)
+    assert (stream.text, stream.finish_reason) == ("abcde", "eog")
+    assert sum(token.logprob is not None for token in tokens) == stream.usage.completion_tokens == 5
+    assert (tokens[-1].id, tokens[-1].text, tokens[-1].logprob) == (EOS, "de", None)
+    with pytest.raises(InvalidInputError, match="logprobs"):
+        llava.stream("Hello", logprobs=False)
 
 
 # -- characters and grammars
@@ -169,6 +208,31 @@ def test_a_finished_stream_stays_finished(llava):
     first.close()
     first.cancel()
     assert first.finish_reason == "length"
+
+
+def test_an_answer_that_failed_fails_again(llava):
+    for bad, error in ((b"junk", ImageDecodeError), ("/nowhere.png", FileNotFoundError)):
+        stream = llava.stream("Hello", image=bad, **GREEDY)
+        seen = []
+        for use in (stream.result, stream.__next__, partial(list, stream), stream.result):
+            with pytest.raises(error) as info:
+                use()
+            seen.append(str(info.value))
+        assert len(set(seen)) == 1
+        assert seen[0]
+
+
+def test_an_error_that_is_kept_keeps_nothing_else(llava):
+    stream = llava.stream("Hello", timeout=0.0, **GREEDY)
+    with contextlib.suppress(TimeoutExpiredError):
+        stream.result()
+    kept = weakref.ref(stream)
+    gc.disable()
+    try:
+        del stream
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_a_closed_stream_is_over(llava):
@@ -251,6 +315,8 @@ def test_a_timeout_is_an_exception_and_keeps_the_text(llava):
     with llava.stream("Hello", timeout=0.0, **GREEDY) as stream, pytest.raises(TimeoutExpiredError):
         stream.result()
     assert (stream.text, stream.finish_reason) == ("", "cancelled")
+    with pytest.raises(TimeoutExpiredError):
+        stream.result()
     with llava.stream("Hello", temperature=0, max_tokens=None, timeout=3, logit_bias={EOS: -1e9}) as stream:
         pause = threading.Event()
         with pytest.raises(TimeoutError) as info:

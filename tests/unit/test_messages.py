@@ -45,6 +45,17 @@ def test_lines_that_are_there_are_not_made_again():
     assert "".join(p.text for p in make_content("b", [picture(1)]) if isinstance(p, Text)) == "\nb"
 
 
+def test_what_the_model_refused_is_text():
+    (message,) = read({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]})
+    assert shown(message) == "No."
+
+
+def test_only_the_lines_that_were_made_are_left_out():
+    (message,) = read(user("a", {"type": "image", "image": 1}, {"type": "image", "image": 2}, "b", "\n"))
+    parts = [part.text if isinstance(part, Text) else part.image for part in message.bare_content]
+    assert parts == ["a", 1, 2, "b", "\n"]
+
+
 def test_roles_and_what_else_a_message_has():
     made = read(
         {"role": "developer", "content": "x"},
@@ -95,6 +106,12 @@ def test_the_oldest_turn_goes_with_its_answer_and_the_last_stays():
         left = left_
         seen.append([shown(m) for m in left])
     assert seen == [["s", "[3]\ntwo", "b", "three"], ["s", "three"]]
+
+
+def test_system_text_stays_wherever_it_is():
+    roles = [("system", "s1"), ("user", "u1"), ("assistant", "a1"), ("system", "s2"), ("user", "u2")]
+    left = drop_oldest_turn([Message(role, make_content(text, [])) for role, text in roles])
+    assert [shown(m) for m in left] == ["s1", "s2", "u2"]
 
 
 def test_the_oldest_image_goes_and_the_last_one_stays():

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from support.templates import LLAVA_HF
 from support.tiny_models import CHAT_TEMPLATES, write_text_model
 
 from llava_native import Model
@@ -120,7 +121,36 @@ def test_a_template_that_wants_lists_of_parts():
         "{% endfor %}"
     )
     made = ChatTemplate("own", source).parts([message("user", "a <image> b", IMAGE)])
-    assert made == [Text("user: ", True), IMAGE, Text("\n\n", True), Text("a <image> b")]
+    assert made == [Text("user: ", True), IMAGE, Text("\n", True), Text("a <image> b")]
+
+
+def test_the_template_of_llava_hf():
+    made = ChatTemplate("own", LLAVA_HF).parts(
+        [message("user", "What is this?", IMAGE), *talk(("assistant", "A cat."), ("user", "Sure?"))]
+    )
+    assert written(made) == "USER: [IMAGE]\nWhat is this? ASSISTANT: A cat. USER: Sure? ASSISTANT:"
+
+
+def test_a_system_text_is_never_put_into_the_models_mouth():
+    made = ChatTemplate("own", CHAT_TEMPLATES["phi-3"]).parts(
+        talk(("system", "Be brief."), ("assistant", "Hello!"), ("user", "Hi"))
+    )
+    assert "Hello!<|end|>\n<|user|>\nBe brief.\n\nHi<|end|>" in written(made)
+    with pytest.raises(TemplateError, match="leaves out"):
+        ChatTemplate("own", CHAT_TEMPLATES["phi-3"]).parts(talk(("system", "s"), ("assistant", "a")))
+
+
+def test_tools_that_a_template_does_not_know_are_told_of_once(caplog):
+    for source, n in (("{{ messages[0].content }}", 1), ("{{ tools }}{{ messages[0].content }}", 0)):
+        for tools in ([{"name": "f"}], [{"name": "f"}], None):
+            ChatTemplate(f"knows tools: {not n}", source).parts(talk(("user", "Hi")), tools=tools)
+        assert caplog.text.count("knows no tools") == n
+        caplog.clear()
+
+
+def test_tools_that_are_not_given_are_none():
+    source = "{% if tools is defined and tools is none %}none{% endif %}{{ messages[0].content }}"
+    assert written(ChatTemplate("own", source).parts(talk(("user", "Hi")))) == "noneHi"
 
 
 def test_tools_are_written_as_json():
@@ -251,6 +281,23 @@ def test_what_templates_need_is_there():
 {{ 'a,b'.split(',')[1] }}{{ 'x' | indent(2) }}{{ {'a': [1, 2]} | tojson(indent=2) }}"""
     made = BoundedTemplate(source).render(messages=[{"role": "user", "content": " ab "}])
     assert made == 'USERrole=user;content= ab ;bx{\n  "a": [\n    1,\n    2\n  ]\n}'
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("{% generation %}a{% if true %}b{% endif %}{% endgeneration %}c", "abc"),
+        (
+            "{{ none | selectattr('x') | list }}{{ none | map('upper') | list }}{{ none | reject | list }}",
+            "[][][]",
+        ),
+        ("{{ '<b>' | safe }}", "<b>"),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, ensure_ascii=true) }}", '{"a": "\\u00e9", "b": 1}'),
+        ("{{ {'b': [1, 2]} | tojson(separators=(',', ':')) }}", '{"b":[1,2]}'),
+    ],
+)
+def test_what_transformers_knows_besides(source, written):
+    assert BoundedTemplate(source).render() == written
 
 
 def test_ordinary_templates_are_not_bounded():

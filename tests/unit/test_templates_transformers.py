@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from support.templates import LLAVA_HF
 
 utils = pytest.importorskip(
     "transformers.utils.chat_template_utils", reason="transformers is a training extra, not a test one"
 )
 
-from llava_native.messages import Message, make_content  # noqa: E402
-from llava_native.prompt import Text  # noqa: E402
+from llava_native.messages import Message, make_content, read_messages  # noqa: E402
+from llava_native.prompt import PendingImage, Text  # noqa: E402
 from llava_native.templates import BUILTIN, ChatTemplate  # noqa: E402
 
 # as published with Phi-3-mini-4k-instruct and Meta-Llama-3-8B-Instruct
@@ -59,6 +62,18 @@ def ours(source, talk):
     messages = [Message(role, make_content(text, [])) for role, text in talk]
     parts = ChatTemplate("x", source).parts(messages, bos="", eos="</s>")
     return "".join(part.text for part in parts if isinstance(part, Text))
+
+
+def test_images_are_written_where_transformers_writes_them():
+    image = PendingImage(SimpleNamespace(n_tokens=4), None)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}]  # fmt: skip
+    rendered, _ = utils.render_jinja_template([messages], chat_template=LLAVA_HF, add_generation_prompt=True)
+    made = ChatTemplate("x", LLAVA_HF).parts(read_messages(
+        [{"role": "user", "content": [{"type": "image", "image": 1}, "What is this?"]}, messages[1]],
+        lambda _: image, str,
+    ))  # fmt: skip
+    assert "".join(part.text if isinstance(part, Text) else "<image>" for part in made) == rendered[0]
 
 
 @pytest.mark.parametrize("talk", TALKS)

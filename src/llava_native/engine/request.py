@@ -188,7 +188,7 @@ class Request:
         self.ended = True
         self._pieces.clear()
         for image in self.images:
-            image.request = image.piece = image.pixels = image.rows = None
+            image.request = image.piece = image.pixels = image.rows = image.error = None
 
     def tell_end(self) -> None:
         """Call `on_end`; what it raises is logged, since it is nobody's error here."""
