@@ -222,7 +222,8 @@ def _main(module: str, folder: str) -> None:
     import importlib
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # whose shadow of the memory alone is larger
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cases = {case.name: case for case in importlib.import_module(module).CASES}
     for line in sys.stdin:
