@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llava_native._cancel import CancelToken
 from llava_native._context import Context
@@ -17,7 +16,7 @@ from llava_native.chat import Chat, as_list, needed
 from llava_native.constraint import Constraint, checked
 from llava_native.engine import RUN_AHEAD, Engine, Stats
 from llava_native.errors import ClosedError, InvalidInputError
-from llava_native.loading import Adapters, make_parts
+from llava_native.loading import Adapters, PathLike, make_parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import sampling_params
 from llava_native.planning import Overflow, Plan, Planner
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from llava_native.images import ImageLike
 
 __all__ = ["Llava"]
-
-PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 class Llava:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llava_native.constraint import Constraint, Matcher, Vocabulary
     from llava_native.params import SamplingParams
 
-__all__ = ["Adapters", "Parts", "adapter_list", "make_parts"]
+__all__ = ["Adapters", "Parts", "PathLike", "adapter_list", "make_parts"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Adapters: TypeAlias = "PathLike | tuple[PathLike, float] | Sequence[PathLike | tuple[PathLike, float]] | None"

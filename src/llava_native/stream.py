@@ -12,9 +12,9 @@ from functools import partial
 from numbers import Integral
 from queue import Empty
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from llava_native.engine import Choice, Event, Request
+from llava_native.engine import Choice, Event, FinishReason, Request
 from llava_native.errors import BusyError, CancelledError, InvalidInputError, LlavaError, TimeoutExpiredError
 from llava_native.text import StopSplitter, Utf8Decoder
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FinishReason", "Result", "Timings", "Token", "TokenStream", "Usage"]
 
-FinishReason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
 _POLL_S = 0.05  # how often a caller that waits looks at its time limit or its CancelToken
 
 

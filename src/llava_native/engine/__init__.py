@@ -5,7 +5,7 @@ and tokens go out.
 """
 
 from llava_native.engine.engine import Engine, n_sequences
-from llava_native.engine.request import RUN_AHEAD, Choice, Event, Request
+from llava_native.engine.request import RUN_AHEAD, Choice, Event, FinishReason, Request
 from llava_native.engine.stats import Stats
 
-__all__ = ["RUN_AHEAD", "Choice", "Engine", "Event", "Request", "Stats", "n_sequences"]
+__all__ = ["RUN_AHEAD", "Choice", "Engine", "Event", "FinishReason", "Request", "Stats", "n_sequences"]

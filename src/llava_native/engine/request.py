@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from llava_native.engine.sequences import Content, Sequence
     from llava_native.images import Pixels
 
-Reason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
+FinishReason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
 
-__all__ = ["RUN_AHEAD", "Choice", "Event", "Image", "Request"]
+__all__ = ["RUN_AHEAD", "Choice", "Event", "FinishReason", "Image", "Request"]
 
 RUN_AHEAD = 64  # tokens that wait for their caller before the request pauses
 _numbers = itertools.count()
@@ -45,7 +45,7 @@ class Event(NamedTuple):
 
     item: Any = None
     """What `write` made of a token; None where there is nothing to show."""
-    reason: Reason | None = None
+    reason: FinishReason | None = None
     """Why the answer is over."""
     n_tokens: int = 0
     """Tokens of the answer so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from llava_native.errors import BusyError, InvalidInputError
 from llava_native.isolation.engine import IsolatedEngine
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from llava_native._sampler import Sampler
     from llava_native.constraint import Constraint
     from llava_native.engine import Engine
+    from llava_native.loading import PathLike
     from llava_native.params import SamplingParams
 
 __all__ = ["IsolatedParts"]
-
-PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 class IsolatedParts:
