@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import secrets
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,17 +72,21 @@ def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Me
     }
     key = _key()
     kept = llava.engine.export(lambda: _content(llava, messages)) if messages and key else None
-    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.new")
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = Path(name)
     try:
-        with zipfile.ZipFile(temporary, "w", strict_timestamps=False) as file:
+        with (
+            os.fdopen(descriptor, "w+b") as raw,
+            zipfile.ZipFile(raw, "w", strict_timestamps=False) as file,
+        ):
             data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
             if kept is not None:
                 data["state"] = {"made_by": _made_by(llava.engine), "content": _content_data(kept[0])}
                 data["state"]["mark"] = _mark(key, data, kept[1])
                 file.writestr("state.bin", kept[1])
             file.writestr("chat.json", json.dumps(data))
-        temporary.chmod(0o600)
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -102,6 +107,7 @@ def read_chat(path: str | os.PathLike[str], llava: Llava) -> list[Message]:
     """
     try:
         with zipfile.ZipFile(path) as file:
+            _check_members(file)
             data = json.loads(_read(file, "chat.json", _MAX_JSON))
             if data["format"] != _FORMAT:
                 raise ChatFileError(f"{os.fspath(path)} has the format {data['format']!r}, not {_FORMAT!r}")
@@ -205,11 +211,20 @@ def _read_image(file: zipfile.ZipFile, n: int, data: dict[str, Any], llava: Llav
     return llava.planner.image_part(content)
 
 
+def _check_members(file: zipfile.ZipFile) -> None:
+    """Refuse a file that would become larger: compressed members, or several of the same bytes."""
+    members = file.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ChatFileError(f"{file.filename} is compressed")
+    assert file.fp is not None
+    if sum(member.file_size for member in members) > file.fp.seek(0, os.SEEK_END):
+        raise ChatFileError(f"the parts of {file.filename} are larger than the whole")
+
+
 def _read(file: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
-    """Read a member; none may be larger than the file it is in."""
     info = file.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or (limit is not None and info.file_size > limit):
-        raise ChatFileError(f"{name} in {file.filename} is compressed, or too large")
+    if limit is not None and info.file_size > limit:
+        raise ChatFileError(f"{name} in {file.filename} is too large")
     return file.read(info)
 
 

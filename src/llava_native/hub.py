@@ -142,7 +142,7 @@ def _choose(repo: str, files: Sequence[str], filename: str | None, quant: str | 
         raise InvalidInputError("give filename or quant, not both")
     texts = [name for name in _ggufs(files) if "mmproj" not in name.lower() and _is_first(name)]
     if filename is not None:
-        found = _matching(_ggufs(files), filename)
+        found = _matching(texts, filename) or _matching(_ggufs(files), filename)
         what = repr(filename)
     elif quant is not None:
         found, what = [name for name in texts if _has_quant(name, quant)], f"a model of {quant}"
@@ -193,7 +193,7 @@ def _has_quant(name: str, quant: str) -> bool:
 
 def _is_first(name: str) -> bool:
     part = _PART.search(name)
-    return part is None or int(part[1]) == 1
+    return part is None or int(part[1]) == 1 <= int(part[2])
 
 
 def _parts(wanted: str) -> list[str]:
@@ -225,9 +225,9 @@ def _reported(hub: ModuleType, repo: str, offline: bool) -> Iterator[None]:
         raise InvalidInputError(f"{repo!r} is not the name of a repository: {exc}") from exc
     except errors.HfHubHTTPError as exc:
         raise DownloadError(f"{repo} cannot be fetched: {exc}") from exc
-    except DownloadError:
+    except (DownloadError, InvalidInputError):
         raise
-    except OSError as exc:  # some of its network errors are, some are not
+    except (OSError, ValueError) as exc:  # some of its network errors are; ValueError: a name of a file
         raise DownloadError(f"{repo} cannot be fetched: {exc}") from exc
     except Exception as exc:
         if not type(exc).__module__.startswith(

@@ -61,6 +61,7 @@ _IDLE: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
 }  # fmt: skip
 LOAD_OPTIONS: Final = frozenset(option for _, option in _LOAD.values())
 ANSWER_OPTIONS: Final = frozenset(option for _, option in _ANSWER.values())
+_MAX_STOPS: Final = 256
 _SILENT: Final = frozenset({"num_keep", "num_gqa", "f16_kv", "low_vram", "use_mmap"})  # nothing is lost
 
 
@@ -235,8 +236,8 @@ def _parameters(path: str, given: list[Instruction]) -> tuple[dict[str, Any], di
     load: dict[str, Any] = {}
     answer: dict[str, Any] = {}
     warnings: list[str] = []
+    known = _LOAD | _ANSWER | _IDLE
     for parameter in given:
-        known = _LOAD | _ANSWER | _IDLE
         if parameter.name not in known:
             warnings.append(f"{path}:{parameter.line}: unknown parameter {parameter.name!r}, ignored")
             continue
@@ -257,10 +258,12 @@ def _parameters(path: str, given: list[Instruction]) -> tuple[dict[str, Any], di
 
 def _checked_load(path: str, parameter: Instruction, option: str, value: int) -> int | None:
     if option == "n_gpu_layers":
+        if value >= 2**31:
+            raise _error(path, parameter.line, f"{parameter.name} cannot be {value}")
         return max(value, -1)
     if option == "n_threads" and value == 0:  # Ollama's own choice
         return None
-    if value < {"n_ctx": 8}.get(option, 1):
+    if not {"n_ctx": 8}.get(option, 1) <= value <= (512 if option == "n_threads" else 2**31 - 1):
         raise _error(path, parameter.line, f"{parameter.name} cannot be {value}")
     return value
 
@@ -269,7 +272,10 @@ def _set_answer(path: str, parameter: Instruction, answer: dict[str, Any], optio
     if option == "stop":
         if not value:
             raise _error(path, parameter.line, "an empty stop would end every answer")
-        answer["stop"] = [*answer.get("stop", []), value]
+        stops = answer.setdefault("stop", [])
+        if len(stops) == _MAX_STOPS:
+            raise _error(path, parameter.line, f"more than {_MAX_STOPS} stops")
+        stops.append(value)
     elif option == "max_tokens":
         answer["max_tokens"] = value if value > 0 else None  # -1 and -2: to the model's end
     else:

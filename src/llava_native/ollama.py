@@ -264,6 +264,8 @@ class _Writer:
 
     def _call(self, call: Call, dot: str) -> str:
         given = [self._expr(argument, dot) for argument in call.arguments]
+        if sum(map(len, given)) > MAX_SOURCE:
+            raise TemplateError(f"the template becomes more than {MAX_SOURCE} characters of Jinja")
         name, n = call.function, len(given)
         if name in ("and", "or") and n:
             return "(" + f" {name} ".join(given) + ")"

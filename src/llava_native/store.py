@@ -148,7 +148,10 @@ def home() -> Path:
     """Return the folder of the names: ``$LLAVA_NATIVE_HOME``, or one of the user's data folder."""
     named = os.environ.get("LLAVA_NATIVE_HOME")
     if named:
-        return Path(named).expanduser().absolute()
+        try:
+            return Path(named).expanduser().absolute()
+        except RuntimeError as exc:  # ~somebody who does not exist
+            raise StoreError(f"LLAVA_NATIVE_HOME={named}: {exc}") from exc
     import platformdirs
 
     return platformdirs.user_data_path("llava-native")
@@ -322,8 +325,10 @@ def names() -> list[str]:
         found = [entry for entry in os.scandir(_folder()) if entry.is_file(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    plain = (unquote(entry.name.removesuffix(_ENDING)) for entry in found if entry.name.endswith(_ENDING))
-    return sorted(name for name in plain if _NAME.fullmatch(name))
+    plain = {unquote(entry.name.removesuffix(_ENDING)): entry.name for entry in found}
+    return sorted(
+        name for name, file in plain.items() if _NAME.fullmatch(name) and _path(normalise(name)).name == file
+    )
 
 
 def copy(name: str, new: str) -> NamedModel:
@@ -366,16 +371,31 @@ def _write(made: NamedModel) -> None:
         raise
 
 
+def _ref(found: Mapping[str, Any]) -> FileRef:
+    ref = FileRef(**found)
+    for field, kind in (("path", str), ("size", int), ("mtime_ns", int), ("fingerprint", str)):
+        if type(getattr(ref, field)) is not kind:
+            raise TypeError(f"{field} of a file is not understood")
+    return ref
+
+
 def _from_json(found: Mapping[str, Any]) -> NamedModel:
     if found["version"] != VERSION:
         raise ValueError(f"version {found['version']!r}; this package reads {VERSION}")
-    refs: dict[str, Any] = {key: found[key] and FileRef(**found[key]) for key in ("model", "mmproj")}
+    refs: dict[str, Any] = {key: found[key] and _ref(found[key]) for key in ("model", "mmproj")}
     fields = {field.name for field in dataclasses.fields(NamedModel)}
     said = {key: value for key, value in found.items() if key in fields and key not in refs}
-    said["adapters"] = tuple(FileRef(**ref) for ref in said.get("adapters", ()))
+    said["adapters"] = tuple(map(_ref, said.get("adapters", ())))
+    for key in ("name", "created", "system", "chat_template"):
+        if not isinstance(said[key], str) and not (said[key] is None and key in ("system", "chat_template")):
+            raise TypeError(f"{key} is no text")
     for key, options in (("load", LOAD_OPTIONS), ("answer", ANSWER_OPTIONS)):
         if not isinstance(said[key], dict) or not set(said[key]) <= options:
             raise TypeError(f"{key} is not understood")
+    if not all(
+        type(value) is int or (key, value) == ("n_threads", None) for key, value in said["load"].items()
+    ):
+        raise TypeError("load is not understood")
     said["messages"] = tuple((str(role), str(text)) for role, text in said["messages"])
     said["licenses"] = tuple(map(str, said["licenses"]))
     if not isinstance(refs["model"], FileRef):

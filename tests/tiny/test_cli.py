@@ -247,3 +247,42 @@ def test_the_installed_command(files):
         pytest.skip("not installed with its scripts")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.startswith("llava-native, version")
+
+
+def test_encode_never_replaces_an_image(run, files, tmp_path):
+    before = (files / "a.png").read_bytes()
+    (tmp_path / "photo.emb").write_bytes(before)
+    for arguments in (("a.png", "-o", "a.png"), (tmp_path / "photo.emb",)):
+        done = run("encode", *arguments, "--mmproj", "mmproj.gguf")
+        assert done.returncode == 2
+        assert "an image to encode" in done.stderr
+    assert (files / "a.png").read_bytes() == (tmp_path / "photo.emb").read_bytes() == before
+
+
+def test_encode_names_of_any_bytes(run, files, tmp_path):
+    name = tmp_path / os.fsdecode(b"b\xff.png")
+    name.write_bytes((files / "a.png").read_bytes())
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = run("encode", name, "b.png", "-o", tmp_path, "--mmproj", "mmproj.gguf", env=env, text=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [os.fsencode(tmp_path) + end for end in (b"/b\xff.emb", b"/b.emb")]
+
+
+def test_with_stderr_closed_the_reply_stays_alone(files):
+    script = "import os, sys; from llava_native.cli import main; sys.exit(main())"
+    arguments = [sys.executable, "-c", script, *DESCRIBE, "a.png", "--timings"]
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments]
+    done = subprocess.run(command, cwd=files, stdout=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, answer(files, "a.png") + "\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_not_the_images_fault(files):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *DESCRIBE, "a.png", "b.png"], cwd=files, stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("cannot write the answer: No space left") == 1
+    assert "a.png" not in done.stderr

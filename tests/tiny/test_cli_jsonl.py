@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,26 @@ def test_a_file_that_is_something_else_is_left_alone(scene, tmp_path, capsys, co
 def test_resume_needs_a_file(scene, capsys):
     assert main([*scene, "0.png", "--resume"]) == 2
     assert "--jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("notes", ["my notes", '{"image": "0.png", "text": "a"}\nmy notes', '{"image": 0'])
+def test_the_end_of_another_file_is_not_cut_off(scene, tmp_path, capsys, notes):
+    (tmp_path / "notes.txt").write_text(notes)
+    assert main([*scene, "0.png", "--jsonl", "notes.txt", "--resume"]) == 2
+    assert "no answer of this command" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == notes
+
+
+@pytest.mark.parametrize("line", ['{"image": []}', '{"image": {}}', "[1]", "[" * 100_000, "7"])
+def test_lines_of_every_kind_are_refused(scene, tmp_path, capsys, line):
+    (tmp_path / "out.jsonl").write_text(line + "\n")
+    assert main([*scene, "0.png", "--jsonl", "out.jsonl", "--resume"]) == 2
+    assert "line 1, is no answer" in capsys.readouterr().err
+
+
+def test_a_name_of_any_bytes_is_a_line_and_resumed(scene, tmp_path, capsys):
+    name = os.fsdecode(b"b\xff.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / name, format="PNG")
+    for extra in ([], ["--resume"]):
+        assert main([*scene, "0.png", name, "--jsonl", "out.jsonl", *extra]) == 0, capsys.readouterr().err
+    assert sorted(entry["image"] for entry in lines()) == ["0.png", name]

@@ -94,13 +94,13 @@ def prompts(monkeypatch):
     """The prompts that were evaluated, `squeezed`, with {image} for an image."""
     seen = []
 
-    def opened(self, prompt, **options):
+    def opened(self, prompt, *stops, **options):
         texts = [
             self.model.detokenize(piece, unparse_special=True) if isinstance(piece, list) else "{image}"
             for piece in prompt.pieces
         ]
         seen.append(squeezed("".join(texts)))
-        return original(self, prompt, **options)
+        return original(self, prompt, *stops, **options)
 
     original = Llava._open_stream
     monkeypatch.setattr(Llava, "_open_stream", opened)

@@ -289,3 +289,23 @@ def test_the_errors_class():
 def test_what_llava_opens(fake, repo):
     wanted = {"model": repo / f"{STEM}-f16.gguf", "mmproj": repo / f"{STEM}-mmproj-f16.gguf", "n_ctx": 512}
     assert hub.opening(REPO, None, None, {"quant": "f16", "n_ctx": 512}) == wanted
+
+
+def test_a_pattern_means_a_text_model_first():
+    assert choose(CARD, filename="*f16.gguf") == (f"{STEM}-f16.gguf", f"{STEM}-mmproj-f16.gguf")
+
+
+def test_a_part_of_nothing_is_no_model():
+    with pytest.raises(InvalidInputError, match="has not a text model"):
+        choose(["x-00001-of-00000.gguf"])
+
+
+def test_a_name_that_leaves_the_cache_is_refused(fake, monkeypatch):
+    import huggingface_hub
+
+    def refuse(**_):
+        raise ValueError("Invalid filename: '../x.gguf'")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(DownloadError, match="Invalid filename"):
+        hub.download(REPO)

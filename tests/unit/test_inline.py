@@ -18,6 +18,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in (
         "xx.png",
+        "o'neil.png",
         "b.JPG",
         "my dog.png",
         "dog.png",
@@ -36,6 +37,14 @@ def folder(tmp_path, monkeypatch):
     ("prompt", "words", "images"),
     [
         ("xx.png Describe this image", "Describe this image", ["xx.png"]),
+        ("[xx.png] What?", "[ ] What?", ["xx.png"]),
+        ("“xx.png” What?", "“ ” What?", ["xx.png"]),
+        ("xx.png's colour?", "'s colour?", ["xx.png"]),
+        ("xx.png。 What?", "。 What?", ["xx.png"]),
+        ("<xx.png> What?", "< > What?", ["xx.png"]),
+        ('"o\'neil.png" What?', "What?", ["o'neil.png"]),
+        ("xx.png.bak is no picture", "xx.png.bak is no picture", []),
+        ("see xx.png/readme and xx.pngs", "see xx.png/readme and xx.pngs", []),
         ("./xx.png Describe this image", "Describe this image", ["xx.png"]),
         ("Describe this image xx.png", "Describe this image", ["xx.png"]),
         ("Describe xx.png in one word.", "Describe in one word.", ["xx.png"]),

@@ -85,6 +85,10 @@ def test_parameters_that_mean_nothing_here_are_told():
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
+        (f"FROM x\nPARAMETER num_batch {10**20}", 2, "num_batch cannot be 1000"),
+        (f"FROM x\nPARAMETER num_gpu {2**31}", 2, "num_gpu cannot be"),
+        ("FROM x\nPARAMETER num_thread 513", 2, "num_thread cannot be 513"),
+        ("FROM x\n" + "PARAMETER stop a\n" * 300, 258, "more than 256 stops"),
         ("FROM x\n\nFORM y\n", 3, "unknown instruction 'FORM'; known are FROM, PARAMETER"),
         ("hello", 1, "unknown instruction 'hello'"),
         ("\x7fELF\x02\x01", 1, "unknown instruction"),

@@ -250,6 +250,15 @@ def test_text_stays_what_it_is(text):
         ("{{ eq .Prompt }}", "calls eq with 1"),
         ('{{ "\\q" }}', "string"),
         ("{{ if .A }}" * 60, "nests more than"),
+        (
+            "{{ with .System }}"
+            + "{{ with (and . .) }}" * 11
+            + "{{ and"
+            + " ." * 9
+            + " }}"
+            + "{{ end }}" * 12,
+            "becomes more than 65536",
+        ),
         ("x" * 70000, "70000 characters"),
     ],
 )

@@ -288,3 +288,35 @@ def test_the_folder_of_the_platform(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert store.home().name == "llava-native"
     assert store.home().is_absolute()
+
+
+@pytest.mark.parametrize("file", ["x%2dy.json", "foo%3Alatest.json", "CAT.json"])
+def test_files_that_no_name_has_are_not_listed(home, folder, file):
+    store.create("cat", folder / "Modelfile")
+    (home / "models" / file).write_text("{}")
+    assert store.names() == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"created": 5}, {"system": ["a"]}, {"chat_template": 1}, {"name": None}, {"load": {"n_ctx": "x"}},
+        {"load": {"n_ctx": None}}, {"load": {"n_ctx": True}}, {"model": {"size": "5"}},
+        {"model": {"path": 5}}, {"mmproj": {"fingerprint": 5}}, {"adapters": [5]},
+    ],
+)  # fmt: skip
+def test_values_of_a_wrong_kind(home, folder, wrong):
+    store.create("cat", folder / "Modelfile")
+    path = home / "models" / "cat.json"
+    data = json.loads(path.read_text())
+    for key, value in wrong.items():
+        data[key] = {**data[key], **value} if key in ("model", "mmproj") else value
+    path.write_text(json.dumps(data))
+    with pytest.raises(StoreError, match="damaged"):
+        store.find("cat")
+
+
+def test_a_home_of_nobody(monkeypatch):
+    monkeypatch.setenv("LLAVA_NATIVE_HOME", "~no-such-user/x")
+    with pytest.raises(StoreError, match="LLAVA_NATIVE_HOME=~no-such-user"):
+        store.names()

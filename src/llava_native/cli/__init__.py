@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ def main_llava_cli(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(program: click.Command, name: str, arguments: Sequence[str] | None) -> int:
+    _prepare_streams()
     try:
         status = program.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as exc:
@@ -66,3 +68,13 @@ def _run(program: click.Command, name: str, arguments: Sequence[str] | None) -> 
         complain(str(exc) or type(exc).__name__, name)
         return 1
     return status if isinstance(status, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Write names of files as the bytes that they are; a stream that was closed takes everything."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # else a message for stderr would go to stdout
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if name == "stdout" else "backslashreplace")

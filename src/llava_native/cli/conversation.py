@@ -110,7 +110,7 @@ class Conversation:
                 try:
                     if not self._take(line):
                         break
-                except (LlavaError, OSError) as exc:
+                except (LlavaError, OSError, ValueError, RuntimeError) as exc:  # bad paths are of all kinds
                     if isinstance(exc, BrokenPipeError):
                         raise
                     complain(exc)

@@ -61,6 +61,8 @@ def describe(
         raise click.UsageError("-m needs the image encoder too: --mmproj MMPROJ")
     if resume and jsonl is None:
         raise click.UsageError("--resume goes on with the file of --jsonl, and there is none")
+    if jsonl == "-":
+        raise click.UsageError("--jsonl needs the name of a file")
     if timings and jsonl is not None:
         raise click.UsageError("--timings are of one answer after another; --jsonl makes them together")
     check_images(images, allow_urls)

@@ -34,6 +34,8 @@ def encode(
     targets = [_target(image, output, len(images) > 1) for image in images]
     if twice := {str(target) for target in targets if targets.count(target) > 1}:
         raise click.UsageError(f"two images would be saved as {', '.join(sorted(twice))}")
+    if lost := [str(target) for target in targets if target.exists() and _is_one_of(target, images)]:
+        raise click.UsageError(f"{', '.join(lost)} is an image to encode: name another place with -o")
     failures = 0
     if mmproj is None:
         mmproj = str(demo_files()[1])
@@ -56,6 +58,10 @@ def encode(
             print(f"{rows.n_tokens} rows of {rows.n_embd} in {seconds:.2f} s", file=sys.stderr)
             print(target)
     return 1 if failures else 0
+
+
+def _is_one_of(target: Path, images: tuple[str, ...]) -> bool:
+    return any(Path(image).exists() and target.samefile(image) for image in images)
 
 
 def _target(image: str, output: str | None, several: bool) -> Path:

@@ -11,8 +11,12 @@ from typing import NoReturn
 __all__ = ["split_images"]
 
 _ENDINGS = r"(?:jpe?g|png|webp|gif|bmp|tiff?|p[bgp]m|jp2|avif)"
-_QUOTED = re.compile(rf"""(?<!\S)(["'])(?P<path>[^"'\n]*\.{_ENDINGS})\1(?=\s|[,;:.!?)]|$)""", re.IGNORECASE)
-_BARE = re.compile(rf"\.{_ENDINGS}(?=\s|[,;:.!?)]+(?:\s|$)|$)", re.IGNORECASE)
+_QUOTED = re.compile(
+    rf"""(?<!\S)(["'])(?P<path>(?:(?!\1)[^\n])*\.{_ENDINGS})\1(?=\s|[,;:.!?)]|$)""", re.IGNORECASE
+)
+_BARE = re.compile(rf"\.{_ENDINGS}(?![\w/\\-]|\.\w)", re.IGNORECASE)
+_END = re.compile(r"\s|[,;:.!?)]+(?:\s|$)|$")  # behind a name that is surely meant as one
+_OPENING = "([{<\"'“‘„«‹"  # noqa: RUF001
 _URL = re.compile(rf"(?<!\S)https?://\S+?\.{_ENDINGS}(?:[?#]\S*)?(?=\s|$)", re.IGNORECASE)
 _WORD = re.compile(r"(?<!\S)(?=\S)")
 _MAX_WORDS = 32  # of a path with spaces that is not quoted
@@ -76,10 +80,12 @@ def _bare(prompt: str, least: int, end: int) -> tuple[int, str] | None:
     """Return where a name without quotes begins, and the file: the longest that exists."""
     starts = [match.start() for match in _WORD.finditer(prompt, least, end)][-_MAX_WORDS:]
     for start in starts:
-        for at in (start, start + 1) if prompt[start] in "([" else (start,):
+        for at in (start, start + 1) if prompt[start] in _OPENING else (start,):
             found = _existing(prompt[at:end])
             if found is not None:
                 return at, found
+    if not _END.match(prompt, end):
+        return None
     # none exists: a name is one word, spaces after a backslash included
     words = (start for start in reversed(starts) if not prompt[:start].endswith("\\ "))
     for start in words:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_into", "left_to_do"]
 
+_BEGIN = b'{"image": "'  # of each line
+
 
 def left_to_do(images: Sequence[str], path: Path, resume: bool) -> list[str]:
     """Return the images that have no answer in the file yet; a line that was cut short is taken out.
@@ -37,12 +39,13 @@ def left_to_do(images: Sequence[str], path: Path, resume: bool) -> list[str]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             entry = json.loads(line)
-            name = entry["image"]
-        except (ValueError, TypeError, KeyError) as exc:
+            if entry.get("error") is None:  # what failed is tried again
+                done.add(entry["image"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
             raise click.UsageError(f"{path}, line {number}, is no answer of this command") from exc
-        if entry.get("error") is None:  # what failed is tried again
-            done.add(name)
     if len(whole) < len(data):
+        if data[len(whole) : len(whole) + len(_BEGIN)] != _BEGIN[: len(data) - len(whole)]:
+            raise click.UsageError(f"{path} ends with something that is no answer of this command")
         with path.open("r+b") as file:
             file.truncate(len(whole))
     return [image for image in images if image not in done]
@@ -60,7 +63,7 @@ def describe_into(
         bar,
     ):
         for item in items:
-            file.write(json.dumps(_entry(item), ensure_ascii=False) + "\n")
+            file.write(_line(item) + "\n")
             file.flush()  # a line that was counted stays, whatever happens next
             if item.error is not None:
                 failures += 1
@@ -68,6 +71,20 @@ def describe_into(
                 complain(f"{item.image}: {item.error}")
             bar.update(1)
     return failures
+
+
+def _line(item: MapItem) -> str:
+    line = json.dumps(_entry(item), ensure_ascii=False)
+    return line if line.isascii() or _is_text(line) else json.dumps(_entry(item))
+
+
+def _is_text(line: str) -> bool:
+    """Tell whether a line has a form in UTF-8: names of files may be any bytes."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entry(item: MapItem) -> dict[str, Any]:

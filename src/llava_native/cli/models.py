@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llava_native.cli.options import complain
+from llava_native.cli.options import complain, visible
 
 __all__ = ["cp", "create", "list_models", "rm"]
 
@@ -36,13 +36,15 @@ def create(name: str, modelfile: str) -> None:
 def list_models(as_json: bool) -> int:
     """List the models that have a name."""
     from llava_native import store
-    from llava_native.errors import StoreError
+    from llava_native.errors import ModelNotFoundError, StoreError
 
     rows: list[dict[str, Any]] = []
     failures = 0
     for name in store.names():
         try:
             found = store.find(name)
+        except ModelNotFoundError:  # removed meanwhile
+            continue
         except StoreError as exc:
             complain(exc)
             failures += 1
@@ -55,7 +57,8 @@ def list_models(as_json: bool) -> int:
     elif rows:
         width = max(len(str(row["name"])) for row in rows)
         for row in rows:
-            print(f"{row['name']:<{width}}  {_size(row['size']):>8}  {row['created'][:10]}  {row['model']}")
+            size, when = _size(row["size"]), row["created"][:10]
+            print(visible(f"{row['name']:<{width}}  {size:>8}  {when}  {row['model']}"))
     else:
         print("no model has a name yet: llava-native create NAME -f MODELFILE", file=sys.stderr)
     return 1 if failures else 0

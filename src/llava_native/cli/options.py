@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "complain", "given", "is_url",
-    "load_options", "model_options", "open_llava", "report", "write",
+    "load_options", "model_options", "open_llava", "report", "visible", "write",
 ]  # fmt: skip
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -110,18 +110,34 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
+def visible(text: str) -> str:
+    """Show what would steer a terminal as what it is."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def complain(message: object, program: str = "llava-native") -> None:
-    """Write a line to stderr; what would steer a terminal is shown as what it is."""
-    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(message))
-    print(f"{program}: {text}", file=sys.stderr)
+    """Write a line to stderr."""
+    print(f"{program}: {visible(str(message))}", file=sys.stderr)
 
 
 def write(stream: TokenStream, name: str = "") -> None:
-    """Write an answer to stdout as it comes, and a newline."""
+    """Write an answer to stdout as it comes, and a newline; behind a name, it is one line."""
+    one_line = bool(name)
     for token in stream:
-        print(name + token.text, end="", flush=True)
+        text = " ".join(token.text.splitlines()) if one_line and "\n" in token.text else token.text
+        _put(name + text)
         name = ""
-    print(name, flush=True)
+    _put(name + "\n")
+
+
+def _put(text: str) -> None:
+    """Write to stdout; a failure is not that of the image that the text is about."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise click.ClickException(f"cannot write the answer: {exc.strerror}") from exc
 
 
 def report(stream: TokenStream) -> None:

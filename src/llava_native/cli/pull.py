@@ -62,6 +62,11 @@ def pull(
     if name is None:
         name = _name(found.model)
         if name in store.names():
+            before = store.find(name).model.path
+            if Path(before) != found.model.absolute():
+                raise click.ClickException(
+                    f"the name {name} is that of {before}: give another one with --name"
+                )
             print(f"llava-native: {name} has a name already, and keeps what it was", file=sys.stderr)
             return
     store.register(name, found.model, found.mmproj)

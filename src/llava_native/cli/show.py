@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from llava_native.cli.options import visible
 from llava_native.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -43,17 +46,27 @@ def show(name: str, metadata: bool, template: bool, system: bool, licenses: bool
     named, paths = _find(name)
     headers = [_header(path) for path in paths]
     if template:
-        text = (named.chat_template if named else None) or headers[0].get("tokenizer.chat_template")
-        print(text or "", end="" if text and text.endswith("\n") else "\n")
+        _print((named.chat_template if named else None) or _text_of(headers[0], "tokenizer.chat_template"))
         return
     if system or licenses:
-        print((named.system or "") if named and system else "\n\n".join(named.licenses if named else ()))
+        _print((named.system or "") if named and system else "\n\n".join(named.licenses if named else ()))
         return
     found: dict[str, Any] = _named(named) if named else {}
     found["files"] = [_file(header, metadata) for header in headers]
     n_ctx = found.get("options", {}).get("n_ctx", 4096)
     found["memory"] = _memory(headers, n_ctx)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(found)))
+
+
+def _print(text: str) -> None:
+    """Write a text that is asked for by itself: as it is into a file, and to a terminal what it is."""
+    text = text.removesuffix("\n")
+    print(visible(text) if sys.stdout.isatty() else text)
+
+
+def _text_of(header: GGUFHeader, key: str) -> str:
+    value = header.get(key)
+    return value if isinstance(value, str) else ""
 
 
 def _find(name: str) -> tuple[NamedModel | None, list[str]]:
@@ -105,8 +118,8 @@ def _file(header: GGUFHeader, metadata: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "path": header.path,
         "kind": "image encoder (mmproj)" if is_mmproj(header) else "text model",
-        "architecture": header.get("general.architecture"),
-        "called": header.get("general.name"),
+        "architecture": _plain(header.get("general.architecture")),
+        "called": _plain(header.get("general.name")),
         "parameters": sum(_n_values(tensor.shape) for tensor in header.tensors.values()),
         "quantisation": _FILE_TYPES.get(header.get("general.file_type")),
         "weights": dict(sizes.most_common()),
@@ -142,7 +155,7 @@ def _text(header: GGUFHeader) -> dict[str, Any]:
     from llava_native.profiles import text_overrides
 
     info = check_text_model(header)
-    template = header.get("tokenizer.chat_template")
+    template = _text_of(header, "tokenizer.chat_template")
     return {
         "context length": info.n_ctx_train,
         "embedding length": info.n_embd,
@@ -180,7 +193,9 @@ def _n_values(shape: tuple[int, ...]) -> int:
 def _plain(value: Any) -> Any:
     """Return a value of the metadata as JSON has it; long arrays by their length."""
     if hasattr(value, "tolist"):
-        return value.tolist() if len(value) <= 16 else f"{len(value)} items"
+        return [_plain(item) for item in value.tolist()] if len(value) <= 16 else f"{len(value)} items"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no form for it
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -191,9 +206,9 @@ def _lines(found: dict[str, Any], indent: str = "") -> list[str]:
             for file in value:
                 lines += ["", *_lines(file)]
         elif isinstance(value, dict) and value:
-            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+            lines += [f"{indent}{_shown('', key)}:", *_lines(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{key}: {_shown(key, value)}")
+            lines.append(f"{indent}{_shown('', key)}: {_shown(key, value)}")
     return lines if indent or lines[:1] != [""] else lines[1:]
 
 
