@@ -120,8 +120,6 @@ def llava_cli(
         raise click.UsageError("-n 0 asks for no answer")
     if not pictures:
         raise click.UsageError("there is no image: --image FILE, or one in base64 in the prompt")
-    for name in images:
-        Path(name).stat()  # before a model is loaded
     load = {name: options.pop(name) for name in ("n_batch", "n_ubatch", "n_threads")}
     load = {name: value for name, value in load.items() if value is not None}
     load |= {"n_ctx": max(n_ctx, MIN_CTX), "n_gpu_layers": options.pop("n_gpu_layers")}
