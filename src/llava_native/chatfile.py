@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import secrets
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from llava_native.gguf import read_header
 from llava_native.images import open_image
 from llava_native.messages import Message
 from llava_native.prompt import Part, PendingImage, Piece, Text
+from llava_native.writing import replacing
 
 if TYPE_CHECKING:
     from llava_native.engine import Engine
@@ -72,23 +72,13 @@ def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Me
     }
     key = _key()
     kept = llava.engine.export(lambda: _content(llava, messages)) if messages and key else None
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with (
-            os.fdopen(descriptor, "w+b") as raw,
-            zipfile.ZipFile(raw, "w", strict_timestamps=False) as file,
-        ):
-            data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
-            if kept is not None:
-                data["state"] = {"made_by": _made_by(llava.engine), "content": _content_data(kept[0])}
-                data["state"]["mark"] = _mark(key, data, kept[1])
-                file.writestr("state.bin", kept[1])
-            file.writestr("chat.json", json.dumps(data))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as raw, zipfile.ZipFile(raw, "w", strict_timestamps=False) as file:
+        data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
+        if kept is not None:
+            data["state"] = {"made_by": _made_by(llava.engine), "content": _content_data(kept[0])}
+            data["state"]["mark"] = _mark(key, data, kept[1])
+            file.writestr("state.bin", kept[1])
+        file.writestr("chat.json", json.dumps(data))
 
 
 def read_chat(path: str | os.PathLike[str], llava: Llava) -> list[Message]:

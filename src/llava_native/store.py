@@ -7,13 +7,11 @@ then takes the old one's place, so that a name is there whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +20,10 @@ from urllib.parse import quote, unquote
 
 from llava_native.errors import InvalidInputError, ModelfileError, ModelNotFoundError, StoreError
 from llava_native.gguf import GGUFHeader, read_header
-from llava_native.modelfile import ANSWER_OPTIONS, LOAD_OPTIONS, Modelfile, read_modelfile
+from llava_native.modelfile import ANSWER_OPTIONS, LOAD_OPTIONS, Instruction, Modelfile, read_modelfile
 from llava_native.pairs import read_pair
 from llava_native.preflight import check_adapter
+from llava_native.writing import replacing
 
 __all__ = [
     "FileRef",
@@ -248,21 +247,27 @@ def _made(name: str, paths: list[Any], adapters: list[Path], **said: Any) -> Nam
     return NamedModel(name, FileRef.of(pair.text), mmproj, refs, created=created, **said)
 
 
-def _beside(read: Modelfile, name: str) -> Path:
-    """Return the path that a Modelfile means by a name."""
+def _where(read: Modelfile, line: Instruction) -> str:
+    return f"{read.path}:{line.line}: {line.command} {line.value}"
+
+
+def _beside(read: Modelfile, line: Instruction) -> Path:
+    """Return the path that a line of a Modelfile means."""
     try:
-        return Path(read.path).parent / Path(name).expanduser()
-    except RuntimeError as exc:  # ~somebody who does not exist
-        raise ModelfileError(f"{read.path}: {name}: {exc}") from exc
+        path = Path(read.path).parent / Path(line.value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as exc:  # too long, or ~somebody who does not exist
+        raise ModelfileError(f"{_where(read, line)}: {getattr(exc, 'strerror', exc)}") from exc
+    return path
 
 
 def _adapters(read: Modelfile) -> list[Path]:
     """Return the files of the ADAPTER lines."""
     paths = []
     for line in read.adapters:
-        path = _beside(read, line.value)
+        path = _beside(read, line)
         if not path.is_file():
-            raise ModelfileError(f"{read.path}:{line.line}: ADAPTER {line.value}: there is no such GGUF file")
+            raise ModelfileError(f"{_where(read, line)}: there is no such GGUF file")
         paths.append(path)
     return paths
 
@@ -272,8 +277,7 @@ def _sources(read: Modelfile) -> tuple[NamedModel | None, list[Path]]:
     base: NamedModel | None = None
     paths: list[Path] = []
     for source in read.sources:
-        path = _beside(read, source.value)
-        where = f"{read.path}:{source.line}: FROM {source.value}"
+        path, where = _beside(read, source), _where(read, source)
         if path.is_dir():
             raise ModelfileError(f"{where}: is a folder; name a GGUF file")
         if path.exists():
@@ -354,21 +358,12 @@ def remove(name: str) -> None:
 
 
 def _write(made: NamedModel) -> None:
-    """Write a manifest beside the old one, and put it in its place in one step."""
-    folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"version": VERSION, **dataclasses.asdict(made)}, indent=1, ensure_ascii=False)
-    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(_path(made.name))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    """Write a manifest, in the place of an older one."""
+    path = _path(made.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"version": VERSION, **dataclasses.asdict(made)}, indent=1)
+    with replacing(path) as file:
+        file.write(content.encode() + b"\n")
 
 
 def _ref(found: Mapping[str, Any]) -> FileRef:

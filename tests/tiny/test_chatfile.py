@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -286,3 +287,14 @@ def test_an_empty_sequence_has_no_state(contexts):
         get_state(contexts[0], 1)
     with pytest.raises(InvalidInputError):
         get_state(contexts[0], 2)
+
+
+def test_parts_that_are_larger_than_the_whole_are_refused(llava, saved):
+    """Members of a zip may share their bytes: a small file that is many times its size in memory."""
+    with zipfile.ZipFile(saved, "a") as file:
+        big = file.getinfo("state.bin")
+        file.filelist += [copy.copy(big) for _ in range(50)]
+        file._didModify = True
+    assert saved.stat().st_size < 2 * big.file_size
+    with pytest.raises(ChatFileError, match="larger than the whole"):
+        llava.load_chat(saved)

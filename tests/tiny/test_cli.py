@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import damage
 
 from llava_native import ImageEmbedding, ImageEncoder, Llava
+from llava_native.cli.options import write
 
 COMMAND = [sys.executable, "-c", "import sys; from llava_native.cli import main; sys.exit(main())"]
 
@@ -95,13 +97,16 @@ def test_several_images_one_of_them_bad(run, files):
         (("describe", "-m", "a.png", "--mmproj", "mmproj.gguf", "a.png"), "not a GGUF file"),
         ((*DESCRIBE, "a.png", "--chat-template", "nonsense"), "vicuna"),
         ((*DESCRIBE, "a.png", "-p", "x" * 2000), "n_ctx=512"),
-        ((*DESCRIBE, "a.png", "-p", b"\xff"), "surrogates"),
+        ((*DESCRIBE, "a.png", "-p", b"\xff"), "no text in UTF-8"),
         ((*DESCRIBE, "a.png", "-t", "10000"), "n_threads"),
         (("encode", "--mmproj", "text.gguf", "a.png"), "model="),
         (("encode", "--mmproj", "mmproj.gguf", "text.png"), "not an image"),
         (("encode", "--mmproj", "mmproj.gguf", "."), "directory"),
         (("encode", "--mmproj", "mmproj.gguf", "a.png", "b.png", "-o", "text.gguf"), "text.gguf"),
-        (("encode", "--mmproj", "mmproj.gguf", "a.png", "-o", "no/such/folder.emb"), "no/such"),
+        (
+            ("encode", "--mmproj", "mmproj.gguf", "a.png", "-o", "no/such/folder.emb"),
+            "directory: 'no/such'\n",
+        ),
     ],
 )
 def test_failures_are_one_line_and_status_1(run, arguments, says):
@@ -120,6 +125,7 @@ def test_failures_are_one_line_and_status_1(run, arguments, says):
         (*DESCRIBE, "a.png", "--max-tokens", "0"), (*DESCRIBE, "a.png", "-n", "many"),
         (*DESCRIBE, "a.png", "--bogus"), (*DESCRIBE, "a.png", "-c", "1"), ("nonsense",), ("devices", "x"),
         (*DESCRIBE, "a.png", "--temp", "-1"), (*DESCRIBE, "a.png", "--seed", "-1"),
+        (*DESCRIBE, "a.png", "--jsonl", "-"),
         (*DESCRIBE, "a.png", "-ngl", "99999999999"), (*DESCRIBE, "a.png", "--jsonl", "x", "--timings"),
         ("encode",), ("encode", "--mmproj", "mmproj.gguf"),
         ("encode", "--mmproj", "mmproj.gguf", "a.png", "--dtype", "q4"),
@@ -286,3 +292,39 @@ def test_a_full_disk_is_not_the_images_fault(files):
     assert done.returncode == 1
     assert done.stderr.count("cannot write the answer: No space left") == 1
     assert "a.png" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_with_the_file(run):
+    done = run(*DESCRIBE, "a.png", "--jsonl", "/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.endswith("No space left on device: '/dev/full'\n")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\x85"])
+def test_an_answer_behind_a_name_is_one_line(capsys, end):
+    answer = [SimpleNamespace(text=text) for text in ("One", end, f"b.png:{end}no", end)]
+    write(answer, "a.png: ")
+    gap = " " * len(end)
+    assert capsys.readouterr().out == f"a.png: One{gap}b.png:{gap}no{gap}\n"
+    write(answer)
+    assert capsys.readouterr().out == f"One{end}b.png:{end}no{end}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"sch\xf6n", "no text in UTF-8"), (b"/image ~nosuch/a.png", "home directory"),
+        (b"/save ~nosuch/a", "home directory"), (b"/image a\0b", "null byte"), (b"/save a\0b", "null byte"),
+        (b"/save nodir/x", "'nodir/x'"), (b"/load nodir/x", "'nodir/x'"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_does_not_end_a_conversation(run, line, says):
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = run("chat", *MODELS, "-n", "4", input=b"Hi\n" + line + b"\n/image a.png\nAnd?\n/nonsense\n",
+               text=False, env=env)  # fmt: skip
+    first, last = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert says in first
+    assert "no command /nonsense" in last
+    assert done.stdout.count(b"\n") >= 2

@@ -328,6 +328,8 @@ def test_a_stop_text_is_not_shown(run, monkeypatch):
         (("--image", "a.png", "-p", "x" * 3000), "n_ctx=2048"),
         (("--image", "a.png", "--chat-template", "nonsense"), "vicuna"),
         (("--image", "a.png", "-f", "nowhere.txt"), "nowhere.txt"),
+        (("--image", "a.png", "-f", "a.png"), "a.png, the file of -f, is no text in UTF-8"),
+        (("--image", "a.png", "-p", "\udcff"), "no text in UTF-8"),
     ],
 )
 def test_failures_are_status_1(run, arguments, says):
@@ -418,3 +420,9 @@ def test_pairs_of_other_vocabularies(tmp_path, picture, capsys):
     assert main_llava_cli([*line, *GREEDY]) == 0
     expected = greedy(*files, tmp_path / "a.png", VICUNA[0], "Why?" + VICUNA[1])
     assert capsys.readouterr().out == expected + "\n"
+
+
+def test_an_image_that_is_not_there_is_known_before_anything_is_loaded(run):
+    done = run("--image", "a.png", "--image", "typo.png", models=("-m", "no.gguf", "--mmproj", "no.gguf"))
+    assert done[:2] == (1, "")
+    assert "is typo.png really an image file?" in done[2]

@@ -226,6 +226,16 @@ def test_pull_finds_the_pair_and_gives_it_a_name(pull, server, repo, tmp_path):
     ]
 
 
+def test_a_name_stays_that_of_the_first_repository(pull, server, repo):
+    first = pull("pull", REPO).stdout.splitlines()[0]
+    server.repos["other/one"] = repo
+    second = pull("pull", "other/one")
+    assert second.returncode == 1
+    assert f"is that of {first}: give another one with --name" in second.stderr
+    assert first in pull("list").stdout
+    assert pull("pull", "other/one", "--name", "second").returncode == 0
+
+
 def test_a_connection_that_is_cut_goes_on_where_it_was(pull, server, repo):
     # larger than the pieces of 10 MiB that huggingface_hub writes
     write_mmproj(repo / f"{STEM}-mmproj-f16.gguf", n_embd=512, n_ff=2048, n_layer=4)

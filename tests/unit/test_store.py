@@ -161,6 +161,9 @@ def bad(folder, text):
         ("FROM text.gguf\nFROM nowhere.gguf\n", ModelfileError, "Bad:2: FROM nowhere.gguf: there is no such"),
         ("FROM text.gguf\nFROM ../../../etc\n", ModelfileError, "Bad:2:"),
         ("FROM .\n", ModelfileError, "is a folder"),
+        (f"FROM {'x' * 300}\n", ModelfileError, "Bad:1: FROM xxx"),
+        (f"FROM text.gguf\nADAPTER {'x' * 300}\n", ModelfileError, "Bad:2: ADAPTER xxx"),
+        ("FROM text.gguf\nADAPTER ~no-such-user/x\n", ModelfileError, "Bad:2: ADAPTER ~no-such-user/x: "),
         ("FROM mmproj.gguf\n", ModelFormatError, "0 text models and 1 image encoders"),
         ("FROM text.gguf\nFROM text.gguf\n", ModelFormatError, "2 text models"),
         ("FROM text.gguf\nFROM mmproj.gguf\nFROM mmproj.gguf\n", ModelFormatError, "2 image encoders"),
@@ -320,3 +323,10 @@ def test_a_home_of_nobody(monkeypatch):
     monkeypatch.setenv("LLAVA_NATIVE_HOME", "~no-such-user/x")
     with pytest.raises(StoreError, match="LLAVA_NATIVE_HOME=~no-such-user"):
         store.names()
+
+
+def test_a_folder_of_any_bytes(folder):
+    odd = folder.rename(folder.with_name(os.fsdecode(b"d\xff")))
+    made, _ = store.create("a", odd / "Modelfile")
+    assert store.find("a").arguments() == made.arguments()
+    assert made.model.path == str(odd / "text.gguf")

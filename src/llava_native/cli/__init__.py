@@ -71,7 +71,9 @@ def _run(program: click.Command, name: str, arguments: Sequence[str] | None) -> 
 
 
 def _prepare_streams() -> None:
-    """Write names of files as the bytes that they are; a stream that was closed takes everything."""
+    """Take and write names of files as the bytes that they are; a stream that was closed takes everything."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # else a message for stderr would go to stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_native.cli.inline import split_images
-from llava_native.cli.options import check_images, complain, is_url, report, write
+from llava_native.cli.options import check_images, check_text, complain, is_url, report, write
 from llava_native.errors import InvalidInputError, LlavaError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def question(text: str, *, only_words: bool = False, urls: bool = False) -> tupl
     """
     words, names = (text, []) if only_words else split_images(text)
     check_images(names, urls)
+    check_text(words)
     return words or (DEFAULT_QUESTION if names else ""), names
 
 

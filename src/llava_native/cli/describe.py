@@ -11,6 +11,7 @@ from llava_native.cli.jsonl import describe_into, left_to_do
 from llava_native.cli.options import (
     answer_options,
     check_images,
+    check_text,
     complain,
     given,
     load_options,
@@ -66,6 +67,7 @@ def describe(
     if timings and jsonl is not None:
         raise click.UsageError("--timings are of one answer after another; --jsonl makes them together")
     check_images(images, allow_urls)
+    check_text(prompt)
     if len(images) == 1 and Path(images[0]).parent.exists():
         Path(images[0]).stat()  # before a model is loaded, if it is a path that is not there
     todo = list(images) if jsonl is None else left_to_do(images, Path(jsonl), resume)

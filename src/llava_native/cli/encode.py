@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from llava_native.cli.options import complain
+from llava_native.writing import named
 
 __all__ = ["encode"]
 
@@ -36,6 +37,8 @@ def encode(
         raise click.UsageError(f"two images would be saved as {', '.join(sorted(twice))}")
     if lost := [str(target) for target in targets if target.exists() and _is_one_of(target, images)]:
         raise click.UsageError(f"{', '.join(lost)} is an image to encode: name another place with -o")
+    if len(images) == 1:
+        targets[0].parent.stat()  # before an encoder is loaded, if it is a folder that is not there
     failures = 0
     if mmproj is None:
         mmproj = str(demo_files()[1])
@@ -47,7 +50,8 @@ def encode(
                 rows = encoder.encode(image)
                 if len(images) > 1:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                rows.save(target)
+                with named(target):
+                    rows.save(target)
             except (ValueError, OSError) as exc:  # of this image; the next may be sound
                 if len(images) == 1:
                     raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llava_native.cli.options import complain
+from llava_native.writing import named
 
 if TYPE_CHECKING:
     from llava_native.bulk import MapItem
@@ -58,6 +59,7 @@ def describe_into(
     failures = 0
     bar = click.progressbar(length=len(images), label="describing", file=sys.stderr)
     with (
+        named(path),
         path.open("a", encoding="utf-8") as file,
         llava.map(images, prompt, ordered=False, **options) as items,
         bar,

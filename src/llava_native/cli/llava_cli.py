@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llava_native.cli.options import LAYERS, TEMPERATURE, model_options, open_llava
+from llava_native.cli.options import LAYERS, TEMPERATURE, check_text, model_options, open_llava
 
 if TYPE_CHECKING:
+    from llava_native.errors import ImageDecodeError
     from llava_native.llava import Llava
     from llava_native.prompt import Part
     from llava_native.stream import TokenStream
@@ -109,8 +110,7 @@ def llava_cli(
     put into the model's own chat template, or LLaVA-1.5's for a file that has none. Without -m and
     --mmproj the small embedded model answers.
     """
-    if prompt_file is not None:
-        prompt = Path(prompt_file).read_text(encoding="utf-8").removesuffix("\n")
+    prompt = prompt if prompt_file is None else _read_prompt(prompt_file)
     prompt, embedded = _embedded_image(prompt or "")
     prompt = _unescape(prompt) if escape else prompt
     pictures: list[Any] = [embedded] if embedded is not None else list(images)
@@ -120,6 +120,8 @@ def llava_cli(
         raise click.UsageError("-n 0 asks for no answer")
     if not pictures:
         raise click.UsageError("there is no image: --image FILE, or one in base64 in the prompt")
+    check_text(prompt)
+    _check_files(pictures)
     load = {name: options.pop(name) for name in ("n_batch", "n_ubatch", "n_threads")}
     load = {name: value for name, value in load.items() if value is not None}
     load |= {"n_ctx": max(n_ctx, MIN_CTX), "n_gpu_layers": options.pop("n_gpu_layers")}
@@ -142,6 +144,32 @@ def _idle(_: click.Context, option: click.Parameter, value: object) -> None:
 for _names in (["--no-mmap"], ["--mlock"], ["--color"], ["-tb", "--threads-batch"], ["--keep"]):
     _kind: dict[str, Any] = {"type": int} if _names[0] in ("-tb", "--keep") else {"is_flag": True}
     llava_cli.params.append(click.Option(_names, hidden=True, expose_value=False, callback=_idle, **_kind))
+
+
+def _read_prompt(path: str) -> str:
+    from llava_native.errors import InvalidInputError
+
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as exc:
+        raise InvalidInputError(f"{path}, the file of -f, is no text in UTF-8") from exc
+
+
+def _check_files(pictures: list[Any]) -> None:
+    """Refuse images that are not there, before a model is loaded."""
+    for picture in pictures:
+        if isinstance(picture, str):
+            try:
+                Path(picture).stat()
+            except OSError as exc:
+                raise _no_image(picture, exc) from exc
+
+
+def _no_image(picture: Any, exc: Exception) -> ImageDecodeError:
+    from llava_native.errors import ImageDecodeError
+
+    name = picture if isinstance(picture, str) else "the base64 in the prompt"
+    return ImageDecodeError(f"is {name} really an image file? {exc}")
 
 
 def _embedded_image(prompt: str) -> tuple[str, bytes | None]:
@@ -175,8 +203,7 @@ def _answer(
     except (ImageDecodeError, OSError) as exc:
         if began or isinstance(exc, (BrokenPipeError, TimeoutError)):
             raise
-        name = picture if isinstance(picture, str) else "the base64 in the prompt"
-        raise ImageDecodeError(f"is {name} really an image file? {exc}") from exc
+        raise _no_image(picture, exc) from exc
     print(flush=True)
     if not quiet:
         _report_times(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     from llava_native.stream import TokenStream
 
 __all__ = [
-    "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "complain", "given", "is_url",
-    "load_options", "model_options", "open_llava", "report", "visible", "write",
+    "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "check_text", "complain", "given",
+    "is_url", "load_options", "model_options", "open_llava", "report", "visible", "write",
 ]  # fmt: skip
 
+_LINE_BREAK = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 LAYERS = click.IntRange(-1, 2**31 - 1)
 TEMPERATURE = click.FloatRange(0, 1e6)
 SEED = click.IntRange(0, 2**32 - 2)
+_SHOWN = 80  # characters of a text in a message
 _N_CTX = "Tokens of prompt and answer [4096; a named model's own; the embedded one's 2048]."
 _TEMPLATES = "phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it; default by the model."
 
@@ -105,6 +108,20 @@ def check_images(images: Iterable[str], allow_urls: bool) -> None:
             raise InvalidInputError(f"{name}: images from the web are off; --allow-urls allows them")
 
 
+def check_text(text: str) -> None:
+    """Refuse what has bytes in it that are no UTF-8, as arguments and lines of a pipe may have.
+
+    Raises
+    ------
+    InvalidInputError
+        It has some.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidInputError(f"{text[:_SHOWN]!r} is no text in UTF-8") from exc
+
+
 def is_url(name: str) -> bool:
     """Tell whether an image's name is one of the web."""
     return name.lower().startswith(("http://", "https://"))
@@ -122,12 +139,11 @@ def complain(message: object, program: str = "llava-native") -> None:
 
 def write(stream: TokenStream, name: str = "") -> None:
     """Write an answer to stdout as it comes, and a newline; behind a name, it is one line."""
-    one_line = bool(name)
+    before = name  # not before there is a token: an image may turn out to be none
     for token in stream:
-        text = " ".join(token.text.splitlines()) if one_line and "\n" in token.text else token.text
-        _put(name + text)
-        name = ""
-    _put(name + "\n")
+        _put(before + (_LINE_BREAK.sub(" ", token.text) if name else token.text))
+        before = ""
+    _put(before + "\n")
 
 
 def _put(text: str) -> None:

@@ -62,8 +62,7 @@ def pull(
     if name is None:
         name = _name(found.model)
         if name in store.names():
-            before = store.find(name).model.path
-            if Path(before) != found.model.absolute():
+            if Path(before := store.find(name).model.path) != found.model.absolute():
                 raise click.ClickException(
                     f"the name {name} is that of {before}: give another one with --name"
                 )
