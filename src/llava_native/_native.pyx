@@ -44,6 +44,9 @@ cdef extern from "capi/log_ring.hpp" namespace "llava_native" nogil:
         @staticmethod
         vector[string] take_own()
 
+cdef extern from "capi/openmp.hpp" namespace "llava_native" nogil:
+    void release_team()
+
 # never freed: native threads may still log while the interpreter exits
 cdef LogRing *_ring = new LogRing()
 cdef object _logger = logging.getLogger("llava_native")

@@ -1,10 +1,17 @@
-"""An encoder works alone, and its weights lie in memory once, converted or not."""
+"""An encoder works alone, its weights lie in memory once, converted or not, and its threads end."""
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 from support.child import outcome
+from support.threads import until
 from support.tiny_models import write_mmproj
+
+from llava_native import ImageEncoder
 
 LOAD = """
     import sys
@@ -45,3 +52,20 @@ def test_weights_lie_in_memory_once(mmproj, dtype):
     assert kept_as == dtype
     assert size * 0.9 < int(loaded) < size * 1.15 + 4e6
     assert int(peak) < size * 1.3 + 8e6  # one tensor at a time is converted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+def test_an_encode_leaves_no_threads_behind(pair, picture):
+    """Threads of OpenMP that wait for another image slow every barrier of a context down."""
+
+    def n_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def work() -> None:
+        before = n_threads()
+        with ImageEncoder(pair.mmproj.path, n_threads=2) as encoder:
+            encoder.encode(picture)
+            until(lambda: n_threads() <= before)
+
+    with ThreadPoolExecutor(1) as fresh:  # a thread that computed nothing before
+        fresh.submit(work).result()

@@ -156,6 +156,7 @@ cdef int native_copy_sequence(llama.llama_context *ctx, int32_t src, int32_t dst
 cdef int native_set_threads(llama.llama_context *ctx, int32_t n_threads) except -1:
     """llama_set_n_threads (llama.h), for single tokens and for batches."""
     llama.llama_set_n_threads(ctx, n_threads, n_threads)
+    release_team()  # of another size from now on
     return 0
 
 

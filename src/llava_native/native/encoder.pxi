@@ -1,5 +1,6 @@
 # Part of _native: the vision encoder.
 
+
 cdef mtmd.mtmd_context_params native_encoder_params() noexcept:
     return mtmd.mtmd_context_params_default()
 
@@ -66,6 +67,7 @@ cdef mtmd.mtmd_context *native_load_encoder(
     try:
         with nogil:
             ctx = mtmd.mtmd_init_from_file(c_path, _empty_vocabulary, params[0])
+            release_team()  # it encoded something to warm up
     except _CPP_ERRORS as exc:
         raise _error(ModelLoadError, f"{path}: {exc}", "mtmd_init_from_file") from exc
     if ctx == NULL:
@@ -147,6 +149,7 @@ cdef int native_encode(
                 mtmd.mtmd_input_chunks_free(chunks)
             if bitmap != NULL:
                 mtmd.mtmd_bitmap_free(bitmap)
+            release_team()  # the next image may be long in coming
     watch_end(watch, "encoding")
     if rc == 20:
         raise LlavaError("this encoder puts text tokens around its image rows, which is not supported")
