@@ -77,16 +77,11 @@ def describe_into(
 
 def _line(item: MapItem) -> str:
     line = json.dumps(_entry(item), ensure_ascii=False)
-    return line if line.isascii() or _is_text(line) else json.dumps(_entry(item))
-
-
-def _is_text(line: str) -> bool:
-    """Tell whether a line has a form in UTF-8: names of files may be any bytes."""
     try:
         line.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError:  # a file's name may be any bytes
+        return json.dumps(_entry(item))
+    return line
 
 
 def _entry(item: MapItem) -> dict[str, Any]:

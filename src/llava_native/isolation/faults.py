@@ -10,10 +10,10 @@ from llava_native.errors import LlavaError
 
 __all__ = ["from_data", "to_data"]
 
+# builtin exceptions of the child that are raised here as what they were
 _BUILTINS: Final = frozenset({
     "ValueError", "TypeError", "RuntimeError", "MemoryError", "OverflowError", "KeyError", "IndexError",
-    "NotImplementedError", "ImportError", "ModuleNotFoundError",  # names that may come, nothing left to do
-    "UnicodeError", "AttributeError",
+    "ImportError", "ModuleNotFoundError", "UnicodeError", "AttributeError",
 })  # fmt: skip
 _OS_ERRORS: Final = frozenset({
     "OSError", "FileNotFoundError", "PermissionError", "IsADirectoryError", "NotADirectoryError",
