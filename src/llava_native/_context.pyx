@@ -20,7 +20,7 @@ from llava_native.errors import (
     BusyError, ClosedError, ContextFullError, EmbeddingMismatchError, ForkError, InUseError,
     InvalidInputError,
 )
-from llava_native.limits import check_memory, check_range
+from llava_native.limits import check_cache_types, check_memory, check_range
 from llava_native.threads import default_n_threads
 
 cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
@@ -54,7 +54,7 @@ cdef class Context:
         Default: off on the CPU, where it makes single tokens slower by a third and more once an image
         is in the context; the library's choice on a GPU.
     type_k, type_v : {"f16", "f32", "bf16", "q8_0"}, default "f16"
-        How keys and values are kept. "q8_0" values need flash attention.
+        How keys and values are kept. "q8_0" needs heads of a multiple of 32, for values flash attention too.
     offload_kqv : bool, default True
         Keep the memory on the GPU, where there is one.
 
@@ -97,6 +97,7 @@ cdef class Context:
             flash_attn = type_v == "q8_0"
         params = native_context_params(
             n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs, n_threads, flash_attn, type_k, type_v)
+        check_cache_types(model, type_k, type_v)
         check_memory(model, n_ctx, type_k, type_v, devices())
         params.offload_kqv = offload_kqv
         params.abort_callback = _abort

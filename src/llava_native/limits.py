@@ -10,9 +10,10 @@ from llava_native.errors import InvalidInputError
 if TYPE_CHECKING:
     from llava_native._model import Model
 
-__all__ = ["check_memory", "check_range"]
+__all__ = ["check_cache_types", "check_memory", "check_range"]
 
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 1}
+_BLOCKS = {"q8_0": 32}  # numbers that are kept together
 _CELL_BYTES = 44  # position, shift, sequences and counters of a cell, src/llama-kv-cells.h
 
 
@@ -26,17 +27,37 @@ def check_memory(
     model: Model, n_ctx: int, type_k: str, type_v: str, devices: Sequence[Mapping[str, Any]]
 ) -> None:
     """Refuse a memory larger than the machine's: the library writes all of it, and the system kills then."""
-    metadata = model.metadata
-    prefix = metadata.get("general.architecture", "") + ".attention.head_count"
-    try:
-        heads = int(metadata[prefix])
-        kv_heads = int(metadata.get(prefix + "_kv", heads))
-        length = int(metadata.get(prefix.replace("head_count", "key_length"), model.n_embd // heads))
-    except (KeyError, ValueError, ZeroDivisionError):  # a number a layer: count the tables only
-        kv_heads = length = 0
+    kv_heads, length = _heads(model)  # a number a layer: count the tables only
     needed = n_ctx * (_CELL_BYTES + model.n_layer * kv_heads * length * (_BYTES[type_k] + _BYTES[type_v]))
     total = sum(device["memory_total"] for device in devices)
     if needed > total:
         raise InvalidInputError(
             f"n_ctx={n_ctx} takes {needed / 2**30:.1f} GiB, and this machine has {total / 2**30:.1f} in all"
         )
+
+
+def check_cache_types(model: Model, type_k: str, type_v: str) -> None:
+    """Refuse blocks that do not divide a head: without flash attention the library never looks.
+
+    It reads the wrong numbers then, or aborts.
+    """
+    _, length = _heads(model)
+    for name, kind in (("type_k", type_k), ("type_v", type_v)):
+        block = _BLOCKS.get(kind, 1)
+        if block > 1 and (not length or length % block):
+            raise InvalidInputError(
+                f"{name}={kind!r} keeps {block} numbers together, which does not divide the heads of this "
+                f"model ({length or 'unknown'} wide): use 'f16'"
+            )
+
+
+def _heads(model: Model) -> tuple[int, int]:
+    """Return how many heads the keys have, and how wide each is; zeros if a file gives a number a layer."""
+    metadata = model.metadata
+    prefix = metadata.get("general.architecture", "") + ".attention.head_count"
+    try:
+        heads = int(metadata[prefix])
+        kv_heads = int(metadata.get(prefix + "_kv", heads))
+        return kv_heads, int(metadata.get(prefix.replace("head_count", "key_length"), model.n_embd // heads))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return 0, 0

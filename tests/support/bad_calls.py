@@ -29,7 +29,6 @@ from llava_native.errors import (
     InUseError,
     InvalidInputError,
     ModelFormatError,
-    ModelLoadError,
     TimeoutExpiredError,
 )
 
@@ -69,8 +68,8 @@ _context(None, n_ctx=512, n_seq_max=256)
 _context(InvalidInputError, "GiB", n_ctx=2**31 - 1)
 _context(InvalidInputError, "n_threads", n_threads=513)
 _context(InvalidInputError, "type_k", type_k="q3")
-_context(ModelLoadError, type_v="q8_0", flash_attn=False)
-_context(None, type_k="q8_0")
+_context(InvalidInputError, "16 wide", type_k="q8_0")
+_context(InvalidInputError, "16 wide", type_v="q8_0")
 _context(InvalidInputError, "flash_attn", flash_attn="yes")
 _context(TypeError, n_cxt=64)
 _case("context: of a vocabulary", lambda s: Context(s.load(vocab_only=True)), InvalidInputError, "vocab_only")

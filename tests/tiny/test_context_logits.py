@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.reference import image_features, llama_logits, preprocess
+from support.tiny_models import write_text_model
 
 from llava_native import Context, ImageEmbedding, ImageEncoder, Model
-from llava_native.errors import ContextFullError, EmbeddingMismatchError, InvalidInputError
+from llava_native.errors import ContextFullError, EmbeddingMismatchError, InvalidInputError, ModelLoadError
 
 BEFORE, AFTER = "What is in this picture?", " Answer in one word, please."
 
@@ -262,3 +263,31 @@ def test_other_ways_to_keep_keys_and_values(model, options):
     before, after = prompt(model)
     expected = evaluate(model, [before, after])
     np.testing.assert_allclose(evaluate(model, [before, after], **options), expected, atol=5e-2)
+
+
+# -- types of the cache ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"type_k": "q8_0"}, {"type_k": "q8_0", "flash_attn": True}, {"type_v": "q8_0"}]
+)
+def test_a_cache_of_q8_0_is_near_one_of_f16(tmp_path, options):
+    path = write_text_model(tmp_path / "wide.gguf", n_embd=128, n_head=4, n_head_kv=2).path
+    with Model(path) as model:
+        tokens = [list(range(3, 40))]
+        exact, rounded = evaluate(model, tokens), evaluate(model, tokens, **options)
+    assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] >= 0.999
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(64, 4), (160, 2)])  # one was misread, one an abort
+@pytest.mark.parametrize("name", ["type_k", "type_v"])
+def test_a_cache_of_q8_0_needs_heads_that_its_blocks_divide(tmp_path, n_embd, n_head, name):
+    path = write_text_model(tmp_path / "odd.gguf", n_embd=n_embd, n_head=n_head, n_head_kv=n_head // 2).path
+    with Model(path) as model, pytest.raises(InvalidInputError, match=f"{n_embd // n_head} wide"):
+        Context(model, **{name: "q8_0"})
+
+
+def test_values_of_q8_0_need_flash_attention(tmp_path):
+    path = write_text_model(tmp_path / "wide.gguf", n_embd=128, n_head=4, n_head_kv=2).path
+    with Model(path) as model, pytest.raises(ModelLoadError, match="flash_attn"):
+        Context(model, type_v="q8_0", flash_attn=False)
