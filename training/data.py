@@ -343,14 +343,15 @@ class Batches(torch.utils.data.IterableDataset):
         self.folder, self.start, self.plan, self.rank, self.world = folder, start, plan, rank, world
 
     def __iter__(self):
-        """Yield this process's batch of every step from `start` on (one loader worker)."""
+        """Yield this process's batch of every step from `start` on; of several workers, each its share."""
         torch.set_num_threads(1)
         packer = Packer(load_tokenizer(self.folder))
-        step = self.start
+        worker = torch.utils.data.get_worker_info()
+        step, stride = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
         while True:
             rows, pairs, max_things = self.plan(step)
             first = (step * self.world + self.rank) << 8
             yield stack_rows(
                 packer, [make_row(packer, first + i, i < pairs, max_things) for i in range(rows)]
             )
-            step += 1
+            step += stride

@@ -24,7 +24,7 @@ def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
     x = stack.mT if tall else stack
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT
-    one = torch.eye(gram.size(-1))
+    one = torch.eye(gram.size(-1), device=gram.device)
     product = one.expand_as(gram)
     for _ in range(steps):
         factor = a * one + b * gram + c * (gram @ gram)
@@ -55,19 +55,17 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             matrices = [p for p in group["params"] if p.grad is not None]
-            wanted = []
-            for p in matrices:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                wanted.append(p.grad.lerp(momentum, group["momentum"]))
-            updates = self._share(wanted)
-            for p, update in zip(matrices, updates, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(update, alpha=group["lr"] * 0.2 * math.sqrt(max(p.shape)))
+            grads = [p.grad for p in matrices]
+            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in matrices]
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            updates = self._share(list(torch._foreach_lerp(grads, momenta, group["momentum"])))
+            torch._foreach_mul_(updates, [-group["lr"] * 0.2 * math.sqrt(max(p.shape)) for p in matrices])
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(matrices, updates)
 
     def _share(self, wanted: list[torch.Tensor]) -> list[torch.Tensor]:
         """Orthogonalise this process's share, matrices of one shape together, and exchange results."""
-        flat = torch.zeros(sum(m.numel() for m in wanted))
+        flat = wanted[0].new_zeros(sum(m.numel() for m in wanted))
         out = [
             part.view_as(m) for part, m in zip(flat.split([m.numel() for m in wanted]), wanted, strict=True)
         ]

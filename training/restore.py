@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from .data import SPECIAL, Batches, make_tokenizer
 from .export import NAME, ROTARY, text_tensors, vision_tensors
 from .model import PatchHeads, Trainee
-from .train import EYES_ROWS, Trainer, parse
+from .train import Trainer, parse
 
 SHIPPED = Path(__file__).parents[1] / "src/llava_native/demo"
 
@@ -54,7 +54,7 @@ def fit_heads(trainer: Trainer, steps: int) -> float:
     model = trainer.model
     model.heads = PatchHeads(model.llava.config.text_config.hidden_size)
     optimiser = torch.optim.AdamW(model.heads.parameters(), lr=1e-2, weight_decay=0.0)
-    batches = iter(Batches(trainer.args.out, 0, lambda _step: (EYES_ROWS, 0, 5)))
+    batches = iter(Batches(trainer.args.out, 0, lambda _step: (trainer.args.eyes_rows, 0, 5)))
     for step in range(steps):
         batch = next(batches)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     text, vision = gguf.GGUFReader(args.model), gguf.GGUFReader(args.mmproj)
     read_tokenizer(text).save(str(args.out / "tokenizer.json"))
-    trainer = Trainer(parse(["--out", str(args.out), "--processes", "1"]), 0)
+    trainer = Trainer(parse(["--out", str(args.out), "--device", "cpu", "--processes", "1"]), 0)
     read_weights(trainer.model, text, vision)
     print(f"patch heads' loss {fit_heads(trainer, args.fit):.2f}")
     trainer.ema = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}

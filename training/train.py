@@ -23,11 +23,20 @@ from .data import HELD_OUT, Batches, Packer, load_tokenizer, make_row, special_i
 from .model import PATCH_CLASSES, Trainee, learning_rate, look_around, make_config, split_parameters
 from .muon import Muon
 
-ROWS, PAIRS = 5, 2  # rows of a process's batch, and how many of them show two pictures
-EYES_ROWS = 10  # while only the eyes learn
 EMA = 0.998
 OTHERS = 1 / 3  # AdamW's learning rate as a share of Muon's
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+PREFETCH = 6  # batches that each of the loader's workers makes ahead
+RECIPES = {  # the defaults of `parse`
+    "cpu": {
+        "processes": 2, "workers": 1, "rows": 5, "pairs": 2, "eyes_rows": 10,
+        "steps": 16300, "cooldown": 6500, "eyes": 5300, "still": 12600,
+    },
+    "cuda": {
+        "processes": 1, "workers": (os.cpu_count() or 2) - 1, "rows": 96, "pairs": 38, "eyes_rows": 112,
+        "steps": 3499, "cooldown": 1453, "eyes": 1500, "still": 1500,
+    },
+}  # fmt: skip
 
 
 def is_eyes_only(args: argparse.Namespace, step: int) -> bool:
@@ -37,12 +46,21 @@ def is_eyes_only(args: argparse.Namespace, step: int) -> bool:
 
 def plan(args: argparse.Namespace, step: int) -> tuple[int, int, int]:
     """Tell how many rows and pairs a step's batch has, and how many things its scenes may have."""
-    return (EYES_ROWS, 0, 5) if is_eyes_only(args, step) else (ROWS, PAIRS, 5)
+    return (args.eyes_rows, 0, 5) if is_eyes_only(args, step) else (args.rows, args.pairs, 5)
 
 
 def look(_step: int) -> tuple[int, int, int]:
     """Tell how many rows and pairs there are to look at before the first step."""
     return 64, 0, 5
+
+
+def move(value, device: str):
+    """Move a batch's tensors, at any depth, to a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: move(part, device) for name, part in value.items()}
+    return [move(part, device) for part in value]
 
 
 class Trainer:
@@ -62,7 +80,7 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.model = Trainee(make_config(tokenizer.get_vocab_size(), special_ids(tokenizer)))
         look_around(self.model.llava.model.vision_tower, next(iter(Batches(args.out, 0, look)))["pixels"])
-        self.model.train_lean()
+        self.model.to(args.device).train_lean()
         matrices, others = split_parameters(self.model)
         self.optimisers = [
             Muon(matrices, lr=args.lr, rank=rank, world=args.processes),
@@ -77,7 +95,7 @@ class Trainer:
 
     def load(self) -> None:
         """Go on from the checkpoint."""
-        saved = torch.load(self.path, weights_only=False)
+        saved = torch.load(self.path, map_location=self.args.device, weights_only=False)
         self.model.load_state_dict(saved["model"])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
@@ -113,7 +131,7 @@ class Trainer:
                 g.copy_(part.view_as(g) / self.args.processes)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
-    def one_step(self, batch: dict) -> dict[str, float]:
+    def one_step(self, batch: dict) -> dict[str, torch.Tensor]:
         """Learn from one batch; returns the answers' loss, where there were any, and the patches'."""
         eyes_only = is_eyes_only(self.args, self.step)
         for parameter in self.eyes:
@@ -131,25 +149,28 @@ class Trainer:
             optimiser.step()
         self.step += 1
         decay = min(EMA, (1 + self.step) / (10 + self.step))
-        for k, v in self.model.state_dict().items():
-            self.ema[k].lerp_(v, 1 - decay)
-        return {"patches": patches.item()} | ({} if eyes_only else {"answer": answer.item()})
+        torch._foreach_lerp_(list(self.ema.values()), list(self.model.state_dict().values()), 1 - decay)
+        return {"patches": patches.detach()} | ({} if eyes_only else {"answer": answer.detach()})
 
     def run(self) -> None:
         """Train to the last step."""
         data = Batches(
             self.args.out, self.step, functools.partial(plan, self.args), self.rank, self.args.processes
         )
-        loader = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=6))
+        loader = iter(
+            torch.utils.data.DataLoader(
+                data, batch_size=None, num_workers=self.args.workers, prefetch_factor=PREFETCH
+            )
+        )
         saved = shown = time.time()
-        losses: dict[str, list[float]] = defaultdict(list)
+        losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         while self.step < self.args.steps:
             begin = time.time()
-            for name, loss in self.one_step(next(loader)).items():
+            for name, loss in self.one_step(move(next(loader), self.args.device)).items():
                 losses[name].append(loss)
             self.seconds += time.time() - begin
             if self.rank == 0 and time.time() - shown > 20:
-                entry = {name: round(sum(some) / len(some), 4) for name, some in losses.items()}
+                entry = {name: round(torch.stack(some).mean().item(), 4) for name, some in losses.items()}
                 entry |= {"step": self.step, "seconds": round(self.seconds)}
                 self.log.append(entry)
                 speed = len(losses["patches"]) / (time.time() - shown)
@@ -165,7 +186,7 @@ class Trainer:
 
     def report(self) -> None:
         """Print and log the averaged weights' accuracy on held-out scenes."""
-        judge = Trainee(self.model.llava.config)
+        judge = Trainee(self.model.llava.config).to(self.args.device)
         judge.load_state_dict(self.ema)
         judge.train_lean()
         table = accuracy(judge, load_tokenizer(self.args.out), self.args.check_rows)
@@ -186,10 +207,10 @@ def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dic
         kind → (share right, number of questions); "patch …" rows are the patch heads' accuracy.
     """
     packer, found = Packer(tokenizer), defaultdict(list)
-    model.eval()
+    device = model.eval().heads.out.weight.device
     for first in range(0, rows, 16):
         made = [make_row(packer, start + first + i, i < 3, 5) for i in range(min(16, rows - first))]
-        batch = stack_rows(packer, made)
+        batch = move(stack_rows(packer, made), device)
         features = model.features(batch["pixels"])
         right = model.logits(features, batch).argmax(-1) == batch["label"]
         parts = model.heads(features)
@@ -207,12 +228,13 @@ def accuracy(model: Trainee, tokenizer, rows: int, start: int = HELD_OUT) -> dic
 
 
 def work(rank: int, args: argparse.Namespace) -> None:
-    """Be one training process, on one core."""
+    """Be one training process: on one core, or with the GPU."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # keep memory between steps: page faults take a fifth of the time
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU; nothing changes on a CPU
     if args.processes > 1:
         dist.init_process_group(
             "gloo",
@@ -225,18 +247,23 @@ def work(rank: int, args: argparse.Namespace) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line, or the arguments given."""
+    """Read the command line, or the arguments given; what they leave out is the device's recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path.home() / ".cache/llava_native/training", help="checkpoints and logs")
-    add("--steps", type=int, default=16300, help="all steps")
-    add("--cooldown", type=int, default=6500, help="steps at the end over which the learning rate falls to 0")
-    add("--eyes", type=int, default=5300, help="steps at the start that train only the vision tower")
-    add("--still", type=int, default=12600, help="step until which the eyes then stand still")
+    add("--device", choices=tuple(RECIPES), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--steps", type=int, help="all steps")
+    add("--cooldown", type=int, help="steps at the end over which the learning rate falls to 0")
+    add("--eyes", type=int, help="steps at the start that train only the vision tower")
+    add("--still", type=int, help="step until which the eyes then stand still")
     add("--joint-every", type=int, default=1, help="of the steps after --eyes, one in so many has language")
+    add("--rows", type=int, help="rows of a process's batch: a scene each, or two, and questions")
+    add("--pairs", type=int, help="how many of the rows show two pictures")
+    add("--eyes-rows", type=int, help="rows while only the eyes learn")
     add("--lr", type=float, default=4e-3, help="of the hidden layers' matrices (Muon)")
     add("--seed", type=int, default=1)
-    add("--processes", type=int, default=2, help="one a core; the batch grows with them")
+    add("--processes", type=int, help="one a core; the batch grows with them; one with a GPU")
+    add("--workers", type=int, help="of each process, to draw the pictures")
     add(
         "--threads",
         type=int,
@@ -246,6 +273,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=float, default=240, help="seconds between checkpoints")
     add("--check-rows", type=int, default=96, help="held-out rows for the accuracy printed on the way")
     add("--port", type=int, default=29517)
+    parser.set_defaults(**RECIPES[parser.parse_known_args(arguments)[0].device])
     return parser.parse_args(arguments)
 
 
