@@ -107,7 +107,8 @@ class Parts:
         found = devices()
         gpus = [d for d in found if d["type"] in ("gpu", "igpu")] if options["n_gpu_layers"] else []
         shape = {name: options[name] for name in named} | {"n_outputs": _n_outputs(options)}
-        estimate = estimate_pair(*paths, **shape, devices=found, on_gpu=bool(gpus))
+        self._on_gpu = bool(gpus)
+        estimate = estimate_pair(*paths, **shape, devices=found, on_gpu=self._on_gpu)
         room = host_room()
         for gpu in gpus:  # which layers go where is the library's choice: count them together
             room = room and Room(
@@ -161,6 +162,7 @@ class Parts:
             self.context,
             n_running=n_running,
             prefix_cells=self.context.n_ctx // 2 if cells is None else cells,
+            offload=not self._on_gpu,
             embedding_bytes=embedding_bytes,
             cache_dir=cache_dir,
             max_waiting=max_waiting,

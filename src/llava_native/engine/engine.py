@@ -52,6 +52,8 @@ class Engine:
         Requests that run at once.
     prefix_cells : int
         Cells that the prefix cache may hold; 0 turns it off.
+    offload : bool, default True
+        Whether prefixes that leave the context go to main memory.
     embedding_bytes : int
         Bytes of image rows to keep; 0 keeps none.
     cache_dir : str or os.PathLike, optional
@@ -73,6 +75,7 @@ class Engine:
         *,
         n_running: int,
         prefix_cells: int,
+        offload: bool = True,
         embedding_bytes: int,
         cache_dir: str | os.PathLike[str] | None = None,
         max_waiting: int = 1024,
@@ -85,6 +88,7 @@ class Engine:
             Encoding(_poster(self._calls), disk),
             n_running=n_running,
             prefix_cells=prefix_cells,
+            offload=offload,
             embedding_bytes=embedding_bytes,
             lookup=partial(Lookup, limit=prompt_lookup, is_end=context.model.is_eog)
             if prompt_lookup

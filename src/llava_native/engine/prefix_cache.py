@@ -20,14 +20,18 @@ _MIN_RESTORED = 16  # tokens that an offloaded prefix must save
 class PrefixCache:
     """Sequences of finished requests, the least recently used first. Belongs to one thread.
 
-    Every token looks at every cell in use, also at those that are not its own. So the most recent sequence
-    stays in the context, others only while they are small, and what has to leave is offloaded to main memory.
+    Every token looks at every cell in use, also at those that are not its own. On a CPU that is dear: so the
+    most recent sequence stays in the context, others only while they are small, and what has to leave is
+    offloaded to main memory. On a GPU the copy is dearer than evaluating the sequence again: there they stay
+    in the context until it needs the room, and are then gone.
 
     Parameters
     ----------
     memory : Memory
     limit : int
         Tokens that may be held in the context for nobody who is running, and in main memory; 0 keeps nothing.
+    offload : bool, default True
+        Whether main memory is used.
 
     Attributes
     ----------
@@ -35,10 +39,11 @@ class PrefixCache:
         Sequences that left the context, and those that were brought back.
     """
 
-    def __init__(self, memory: Memory, limit: int) -> None:
+    def __init__(self, memory: Memory, limit: int, offload: bool = True) -> None:
         self._memory = memory
         self._kept: list[Sequence] = []
         self._offloaded = OffloadedPrefixes()
+        self._offloads = offload
         self.limit = limit
         self.evicted = self.restored = 0
 
@@ -96,7 +101,8 @@ class PrefixCache:
             self._memory.close(shorter)
         self._kept.append(sequence)
         self._offloaded.drop_beginnings_of(sequence.content)
-        while self._kept and self.cells > (self.limit // 2 if len(self._kept) > 1 else self.limit):
+        several = self.limit // 2 if self._offloads else self.limit
+        while self._kept and self.cells > (several if len(self._kept) > 1 else self.limit):
             self.evict()
 
     def offloaded(self, content: Content, here: int) -> int:
@@ -148,7 +154,8 @@ class PrefixCache:
         if not self._kept:
             return False
         sequence = self._kept.pop(0)
-        self._offload(sequence)
+        if self._offloads:
+            self._offload(sequence)
         self._memory.close(sequence)
         self.evicted += 1
         return True

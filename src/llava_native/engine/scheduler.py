@@ -48,8 +48,8 @@ class Scheduler:
         Makes the rows of images.
     n_running : int
         Requests that run at once.
-    prefix_cells : int
-        Cells that the prefix cache may hold.
+    prefix_cells, offload : int, bool
+        As ``PrefixCache`` takes them.
     embedding_bytes : int
         Bytes that the embedding cache may hold.
     lookup : callable, optional
@@ -59,10 +59,9 @@ class Scheduler:
 
     Notes
     -----
-    A step is: drop what was cancelled; let images be prepared; begin what can begin; let an image be
-    encoded, beside answers but not beside a long prompt; one token batch (a token for each who is being
-    answered, and slices of prompts); one slice of an image. Prompts go first come, first served; answers
-    get a token each step.
+    A step is: drop what was cancelled; let images be prepared; begin what can begin; let an image be encoded,
+    beside answers but not beside a long prompt; one token batch (a token for each answer, and slices of
+    prompts); one slice of an image. Prompts go first come, first served; answers get a token each step.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class Scheduler:
         *,
         n_running: int,
         prefix_cells: int,
+        offload: bool = True,
         embedding_bytes: int,
         lookup: Callable[[Content], Lookup] | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -81,7 +81,7 @@ class Scheduler:
         self._n_running = n_running
         self._lookup = lookup
         self._memory = Memory(context)
-        self.prefixes = PrefixCache(self._memory, prefix_cells)
+        self.prefixes = PrefixCache(self._memory, prefix_cells, offload)
         self._embeddings = EmbeddingCache(embedding_bytes)
         self._stats = Stats()
         self._desk = ImageDesk(encoding, self._embeddings, self._stats, WeakMethod(self._image_done))

@@ -174,6 +174,15 @@ def test_only_the_most_recent_large_one_stays_in_the_context(context, memory):
     assert cache.stats()["offloaded"] == 1  # no more tokens than the limit
 
 
+def test_without_main_memory_all_stay_in_the_context_until_it_is_full(context, memory):
+    cache = PrefixCache(memory, 40, offload=False)
+    for token in (1, 2, 3):
+        keep(cache, context, memory, [token] * 18)
+    assert cache.stats() == {"prefixes": 2, "offloaded": 0, "evicted": 1, "restored": 0}
+    assert cache.cells == context.used == 36
+    assert not cache.restore([[1] * 18])
+
+
 def test_what_was_offloaded_comes_back(context, memory):
     cache = PrefixCache(memory, 40)
     content = [[*range(100, 118)]]
