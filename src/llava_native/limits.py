@@ -27,8 +27,9 @@ def check_memory(
     model: Model, n_ctx: int, type_k: str, type_v: str, devices: Sequence[Mapping[str, Any]]
 ) -> None:
     """Refuse a memory larger than the machine's: the library writes all of it, and the system kills then."""
-    kv_heads, length = _heads(model)  # a number a layer: count the tables only
-    needed = n_ctx * (_CELL_BYTES + model.n_layer * kv_heads * length * (_BYTES[type_k] + _BYTES[type_v]))
+    kv_heads, keys, values = _heads(model)  # a number a layer: count the tables only
+    head = keys * _BYTES[type_k] + values * _BYTES[type_v]
+    needed = n_ctx * (_CELL_BYTES + model.n_layer * kv_heads * head)
     total = sum(device["memory_total"] for device in devices)
     if needed > total:
         raise InvalidInputError(
@@ -41,8 +42,8 @@ def check_cache_types(model: Model, type_k: str, type_v: str) -> None:
 
     It reads the wrong numbers then, or aborts.
     """
-    _, length = _heads(model)
-    for name, kind in (("type_k", type_k), ("type_v", type_v)):
+    _, keys, values = _heads(model)
+    for name, kind, length in (("type_k", type_k, keys), ("type_v", type_v, values)):
         block = _BLOCKS.get(kind, 1)
         if block > 1 and (not length or length % block):
             raise InvalidInputError(
@@ -51,13 +52,18 @@ def check_cache_types(model: Model, type_k: str, type_v: str) -> None:
             )
 
 
-def _heads(model: Model) -> tuple[int, int]:
-    """Return how many heads the keys have, and how wide each is; zeros if a file gives a number a layer."""
+def _heads(model: Model) -> tuple[int, int, int]:
+    """Return how many heads the cache has, how wide their keys are, and their values.
+
+    Zeros if a file gives a number a layer.
+    """
     metadata = model.metadata
-    prefix = metadata.get("general.architecture", "") + ".attention.head_count"
+    attention = metadata.get("general.architecture", "") + ".attention."
     try:
-        heads = int(metadata[prefix])
-        kv_heads = int(metadata.get(prefix + "_kv", heads))
-        return kv_heads, int(metadata.get(prefix.replace("head_count", "key_length"), model.n_embd // heads))
+        heads = int(metadata[attention + "head_count"])
+        width = model.n_embd // heads
+        kv_heads = int(metadata.get(attention + "head_count_kv", heads))
+        keys = int(metadata.get(attention + "key_length", width))
+        return kv_heads, keys, int(metadata.get(attention + "value_length", width))
     except (KeyError, ValueError, ZeroDivisionError):
-        return 0, 0
+        return 0, 0, 0
