@@ -3,7 +3,7 @@
 Both sides read the same files (`models.py`: the seeds' real shapes, random weights), answer greedily and
 never end early. The server answers over HTTP on this machine, llava_native in this process.
 
-    python benchmarks/bench_engine.py --docs docs/benchmarks.md     # everything, half an hour
+    python benchmarks/bench_engine.py --docs docs/benchmarks.md     # everything; a round takes 40 minutes
     python benchmarks/bench_engine.py --only new_image four_questions --rounds 3
 """
 
@@ -231,8 +231,11 @@ class Server:
 
 def measure(
     wanted: dict[str, Scenario], setup: sides.Setup, rounds: int, servers: Sequence[str]
-) -> dict[str, dict[str, list[float]]]:
-    """Run every scenario on every side, `rounds` times; each side is started anew each round."""
+) -> Iterator[dict[str, dict[str, list[float]]]]:
+    """Run every scenario on every side, `rounds` times; each side is started anew each round.
+
+    Yields what there is after each round: all of them take hours on two cores, and may be interrupted.
+    """
     found: dict[str, dict[str, list[float]]] = {key: {} for key in wanted}
     makers: dict[str, Callable[[], Any]] = {
         name: lambda name=name: Server(setup.tools["llama-server"], setup.files, setup.threads, SERVERS[name])
@@ -251,7 +254,7 @@ def measure(
                     print(line, file=sys.stderr, flush=True)
             finally:
                 side.close()
-    return found
+        yield found
 
 
 def table(wanted: dict[str, Scenario], found: dict[str, dict[str, list[float]]]) -> str:
@@ -303,15 +306,15 @@ def main(argv: list[str] | None = None) -> int:
     if load > args.max_load and not args.force:
         print(f"load {load:.2f} per core > {args.max_load}: figures would mean nothing", file=sys.stderr)
         return 2
-    found = measure(wanted, setup, args.rounds, args.servers)
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    text = (
-        f"Measured {today} on {bench_native.cpu_name()}, {os.cpu_count()} CPUs, {args.threads} threads; "
-        f"medians of {args.rounds} rounds. Load per core before: {load:.2f}.\n\n{table(wanted, found)}\n"
-    )
-    print(text)
-    if args.docs:
-        bench_native.rewrite(args.docs, text, BEGIN, END)
+    where = f"{bench_native.cpu_name()}, {os.cpu_count()} CPUs, {args.threads} threads"
+    for n, found in enumerate(measure(wanted, setup, args.rounds, args.servers), 1):
+        rounds = "one round" if n == 1 else f"medians of {n} rounds"
+        head = f"Measured {today} on {where}; {rounds}. Load per core before: {load:.2f}."
+        text = f"{head}\n\n{table(wanted, found)}\n"
+        print(text, flush=True)
+        if args.docs:
+            bench_native.rewrite(args.docs, text, BEGIN, END)
     return 0
 
 
