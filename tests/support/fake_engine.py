@@ -131,7 +131,6 @@ class FakeContext:
         self.n_batch, self.n_ubatch, self.n_seq_max = n_batch, n_ubatch, n_seq_max
         self.sequences: list[list[Any]] = [[] for _ in range(n_seq_max)]
         self._cells: list[list[int]] = [[] for _ in range(n_seq_max)]
-        self._n_cells = 0
         self._rows: dict[int | None, list[Any]] = {}  # of the last batch: what stands before a row's token
         self.calls: list[Any] = []  # what was evaluated, for the tests to look at
         self.n_threads = 4
@@ -140,14 +139,23 @@ class FakeContext:
     @property
     def used(self) -> int:
         """Cells in use."""
-        return len({cell for cells in self._cells for cell in cells})
+        return len(self._in_use)
+
+    @property
+    def span(self) -> int:
+        """Cells up to the last one in use."""
+        return max(self._in_use, default=-1) + 1
+
+    @property
+    def _in_use(self) -> set[int]:
+        return {cell for cells in self._cells for cell in cells}
 
     def _add(self, seq: int, tokens: list[Any]) -> None:
         assert len(self.sequences[seq]) + len(tokens) <= self.n_ctx_seq
-        for token in tokens:
-            self.sequences[seq].append(token)
-            self._cells[seq].append(self._n_cells)
-            self._n_cells += 1
+        in_use = self._in_use
+        free = (cell for cell in range(self.n_ctx) if cell not in in_use)
+        self.sequences[seq] += tokens
+        self._cells[seq] += [next(free) for _ in tokens]
 
     def _check(self, n: int, tokens: Iterable[Any]) -> None:
         self._rows = {}
@@ -207,6 +215,12 @@ class FakeContext:
         assert src != dst
         assert n <= len(self.sequences[src])
         self.sequences[dst], self._cells[dst] = self.sequences[src][:n], self._cells[src][:n]
+
+
+def fill(context: FakeContext, memory: sequences.Memory, sequence: sequences.Sequence, n: int) -> None:
+    """Evaluate `n` tokens in a sequence."""
+    context.eval_batch([(sequence.id, list(range(n)), False)])
+    memory.grow(sequence, n)
 
 
 def fake_states(monkeypatch: Any) -> None:
@@ -310,6 +324,7 @@ class Desk:
             lookup=partial(Oracle, limit=n_guessed) if n_guessed else None,  # type: ignore[arg-type]
             clock=lambda: 0.0,
         )
+        self.n_guessed = n_guessed
         self.got: dict[Request, list[Event]] = {}
 
     def ask(self, *pieces: Any, max_tokens: int | None = 8, **options: Any) -> Request:
@@ -346,6 +361,7 @@ class Desk:
     def check(self) -> None:
         """Compare the scheduler's books with the context's."""
         assert self.scheduler.stats().cells == self.context.used
+        assert self.context.span <= self.scheduler._memory.span + self.n_guessed * self.context.n_seq_max
         for request in self.scheduler.running:
             assert request.sequence is not None
             held = self.context.sequences[request.sequence.id]

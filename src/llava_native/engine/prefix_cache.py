@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["PrefixCache"]
 
 _MIN_RESTORED = 16  # tokens that an offloaded prefix must save
+_BLOCK = 256  # cells that the library looks at together, in use or not
 
 
 class PrefixCache:
@@ -153,22 +154,54 @@ class PrefixCache:
         """Offload the least recently used sequence; return whether there was one."""
         if not self._kept:
             return False
-        sequence = self._kept.pop(0)
-        if self._offloads:
-            self._offload(sequence)
-        self._memory.close(sequence)
-        self.evicted += 1
+        self._offload(self._kept[0])
+        self._drop(self._kept[0])
         return True
 
-    def _offload(self, sequence: Sequence) -> None:
-        """Copy a sequence to main memory, unless most of it is elsewhere or there is no memory for it."""
-        content, n = sequence.content, sequence.n_tokens
-        shared = [common_prefix(kept.content, content) for kept in self._kept]
-        if max([*shared, self._offloaded.match(content)[1]]) * 2 > n or not self._offloaded.has_room(n):
+    def set_aside(self, content: Content) -> None:
+        """Offload what a request that runs alone shares little with: its tokens would look at those cells."""
+        for sequence in list(self._kept):
+            shares_little = 2 * common_prefix(sequence.content, content) < sequence.n_tokens
+            if shares_little and self.cells > _BLOCK and self._offload(sequence):
+                self._drop(sequence)
+
+    def tidy(self) -> None:
+        """Move the most recent sequence to the first cells, where it lies behind many that are free again."""
+        if not (self._kept and self._offloads) or self._memory.span <= 2 * self._memory.used + _BLOCK:
             return
+        if not self._offloaded.has_room(self.cells):
+            return
+        while len(self._kept) > 1:
+            self.evict()
+        (last,) = self._kept
+        content, n = last.content, last.n_tokens
         with contextlib.suppress(LlavaError, MemoryError):
-            state = self._memory.state(sequence, n)
-            self._offloaded.put(content, state, self.limit)
+            state = self._memory.state(last, n)
+            self._kept.clear()
+            self._memory.close(last)
+            moved = self._memory.restore(state, n)
+            moved.content = content
+            self._kept.append(moved)
+
+    def _drop(self, sequence: Sequence) -> None:
+        self._kept.remove(sequence)
+        self._memory.close(sequence)
+        self.evicted += 1
+
+    def _offload(self, sequence: Sequence) -> bool:
+        """Copy a sequence to main memory; return whether most of it is there, or in another sequence."""
+        if not self._offloads:
+            return False
+        content, n = sequence.content, sequence.n_tokens
+        shared = [common_prefix(other.content, content) for other in self._kept if other is not sequence]
+        if max([*shared, self._offloaded.match(content)[1]]) * 2 > n:
+            return True
+        if not self._offloaded.has_room(n):
+            return False
+        with contextlib.suppress(LlavaError, MemoryError):
+            self._offloaded.put(content, self._memory.state(sequence, n), self.limit)
+            return True
+        return False
 
     def make_room(self, n: int) -> bool:
         """Evict until there are `n` free cells; return whether there are."""

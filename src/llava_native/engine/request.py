@@ -223,6 +223,16 @@ class Request:
             return Choice(token)
         return Choice(token, *self.sampler.logprobs(context, token, self.logprobs, row))
 
+    def event(self, chosen: Choice | Exception, n_ctx: int) -> Event:
+        """Return what the caller gets of a token; an exception ends the answer."""
+        if isinstance(chosen, Exception):
+            return Event(error=chosen)
+        full = self.n_tokens + 1 == self.max_tokens or self.n_content + 1 >= n_ctx
+        try:
+            return self.write(chosen, full)
+        except Exception as exc:
+            return Event(error=exc)
+
     # -- the content
 
     def begin(self) -> None:
@@ -272,6 +282,15 @@ class Request:
     def n_content(self) -> int:
         """Tokens of the prompt and of the answer so far."""
         return sum(map(len, self.content))
+
+    @property
+    def n_reusable(self) -> int:
+        """How many tokens of its sequence others may go on from."""
+        n = min(self.n_done, self.n_content)  # else the answer ended before a guess did
+        if not self.keep_images and self.images:
+            first = next(i for i, s in enumerate(self.content) if isinstance(s, ImageSpan))
+            n = min(n, sum(map(len, self.content[:first])))
+        return n
 
     @property
     def in_prompt(self) -> bool:

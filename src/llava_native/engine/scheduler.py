@@ -14,7 +14,7 @@ from weakref import WeakMethod
 from llava_native._cancel import CancelToken
 from llava_native.engine.desk import ImageDesk
 from llava_native.engine.embedding_cache import EmbeddingCache
-from llava_native.engine.pace import Pace
+from llava_native.engine.pace import TILE, Pace
 from llava_native.engine.prefix_cache import PrefixCache
 from llava_native.engine.request import Choice, Event, Image, Request
 from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
@@ -124,7 +124,10 @@ class Scheduler:
         if self._desk.is_encoding != self._is_sharing:
             self._share_threads()
         worked = self._step_text()
-        return self._step_image() or worked
+        worked = self._step_image() or worked
+        if self.idle:
+            self.prefixes.tidy()
+        return worked
 
     def stats(self) -> Stats:
         """Return the counters. May be called from any thread."""
@@ -251,6 +254,8 @@ class Scheduler:
         sequence = self._memory.open(source, n)
         if source is not None:
             self.prefixes.touch(source)
+        if not self.running:
+            self.prefixes.set_aside(request.content)
         if not self.prefixes.make_room(need) and self.running:
             self._memory.close(sequence)
             return False
@@ -290,10 +295,15 @@ class Scheduler:
     # -- while requests run
 
     @property
+    def _slice(self) -> int:
+        """Tokens of prompts that may be evaluated at once, beside answers."""
+        return self._pace.slice(sum(r.in_prompt for r in self.running))
+
+    @property
     def _is_prefilling(self) -> bool:
         """Whether a prompt will keep all cores busy for a while; an encode beside it would not be faster."""
         left = sum(r.n_content - r.n_done for r in self.running if r.in_prompt)
-        return left > 2 * self._pace.slice
+        return left > 2 * self._slice
 
     def _share_threads(self) -> None:
         """Leave half of the threads to an image that is being encoded: two full teams stall each other."""
@@ -312,8 +322,9 @@ class Scheduler:
                 tokens, n = request.next_answer(min(spare, self._n_ctx - 2 - request.n_done))
                 spare -= len(tokens) - 1
                 entries.append((request, tokens, n))
-        left = self._pace.slice if len(entries) + len(prompts) > 1 else self._n_ubatch
-        left = min(left, self._n_batch - _n_tokens(entries))
+        n = _n_tokens(entries)
+        left = max(self._slice - n, TILE) if len(entries) + len(prompts) > 1 else self._n_ubatch
+        left = min(left, self._n_batch - n)
         for request in prompts:
             if left > 0:
                 tokens, last = request.next_tokens(left)
@@ -393,7 +404,7 @@ class Scheduler:
         assert image.rows is not None
         assert image.n_tokens is not None
         alone = all(other is request or other.paused for other in self.running)
-        stop = min(start + (self._n_ubatch if alone else self._pace.slice), image.n_tokens)
+        stop = min(start + (self._n_ubatch if alone else self._slice), image.n_tokens)
         while not self.prefixes.make_room(stop - start) and len(self.running) > 1:
             last = self.running[-1]
             self._park(last)
@@ -427,7 +438,7 @@ class Scheduler:
                 self._emit_one(request, choice)
 
     def _emit_one(self, request: Request, chosen: Choice | Exception) -> None:
-        event = self._event(request, chosen)
+        event = request.event(chosen, self._n_ctx)
         now = self._clock()
         if request.n_tokens == 0:
             request.first_token_s = now - request.submitted
@@ -442,15 +453,6 @@ class Scheduler:
         if request.is_ahead:
             request.paused = True  # the caller looks at this after it has taken a token
             request.paused = not request.has_room
-
-    def _event(self, request: Request, chosen: Choice | Exception) -> Event:
-        if isinstance(chosen, Exception):
-            return Event(error=chosen)
-        full = request.n_tokens + 1 == request.max_tokens or request.n_content + 1 >= self._n_ctx
-        try:
-            return request.write(chosen, full)
-        except Exception as exc:
-            return Event(error=exc)
 
     # -- the end of a request
 
@@ -478,10 +480,7 @@ class Scheduler:
     def _retire(self, request: Request) -> None:
         """Leave the sequence of a request to the prefix cache."""
         sequence, request.sequence = _sequence(request), None
-        n = min(request.n_done, request.n_content)  # else the answer ended before a guess did
-        if not request.keep_images and request.images:
-            first = next(i for i, s in enumerate(request.content) if isinstance(s, ImageSpan))
-            n = min(n, sum(map(len, request.content[:first])))
+        n = request.n_reusable
         if not n or not self.prefixes.limit:
             self._memory.close(sequence)
             return

@@ -126,13 +126,16 @@ class Memory:
     live : dict of int to Sequence
     used : int
         Cells in use.
+    span : int
+        Cells up to the last one in use, at most, but for guesses that were wrong. The library fills the
+        first free cells, and every token looks at all up to the last one in use.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._free = list(range(context.n_seq_max - 1, -1, -1))
         self.live: dict[int, Sequence] = {}
-        self.used = 0
+        self.used = self.span = 0
         self.n_cells = context.n_ctx
 
     @property
@@ -188,6 +191,7 @@ class Memory:
     def grow(self, sequence: Sequence, n: int) -> None:
         """Note `n` more cells at the end of a sequence; they were evaluated."""
         self.used += n
+        self.span = max(self.span, self.used)
         if sequence.runs:
             run, used = sequence.runs[-1]
             if used == run.n:  # else another sequence went on from here
@@ -206,14 +210,19 @@ class Memory:
             runs.append((run, min(used, n)))
             n -= used
         sequence.runs = runs
-        self.used = cells(self.live.values())
+        self._count()
 
     def close(self, sequence: Sequence) -> None:
         """Free a sequence; cells that another one shares stay."""
         self._cut(sequence, 0)
         del self.live[sequence.id]
         self._free.append(sequence.id)
+        self._count()
+
+    def _count(self) -> None:
         self.used = cells(self.live.values())
+        if not self.used:
+            self.span = 0
 
     def _cut(self, sequence: Sequence, n: int) -> None:
         with contextlib.suppress(NativeAbort):  # that context takes nothing any more, but requests must end

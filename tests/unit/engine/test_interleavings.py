@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.fake_engine import Desk, FakeImage, answer_to
+
+from llava_native.engine import prefix_cache
 
 TEXT = st.lists(st.integers(1, 3), min_size=1, max_size=12)
 IMAGE = st.tuples(st.sampled_from("abc"), st.sampled_from(["", "", "", "prepare", "encode"]))
@@ -23,6 +26,13 @@ SHAPE = st.fixed_dictionaries({
     "n_seq_max": st.integers(3, 6),
     "n_guessed": st.sampled_from([0, 1, 5]),
 })  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_cell_counts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_cache, "_BLOCK", 0)
+        yield
 
 
 def make(piece):

@@ -62,26 +62,8 @@ def test_first_come_first_served(desk):
     assert desk.scheduler.stats().finished == 4
 
 
-def test_a_long_prompt_is_cut_while_others_are_answered():
-    desk = Desk(n_ctx=256)
-    first = desk.ask(A, max_tokens=30)
-    desk.scheduler.step()
-    prompt = list(range(101, 141))
-    second = desk.ask(prompt)
-    seen = []
-    while not desk.answer(second)[0]:
-        desk.scheduler.step()
-        seen.append(len(desk.answer(first)[0]))
-    assert seen == [2, 3, 4]  # 40 tokens in slices of 16, and the stream never stopped
-    assert [call[1][1] for call in desk.context.calls[-3:]] == [16, 16, 8]
-    desk.finish()
-    expect(desk, first, A, max_tokens=30)
-    expect(desk, second, prompt)
-    desk.close()
-
-
 def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
-    desk.scheduler._pace.slice = 4
+    desk.scheduler._pace.slice = lambda _n_prompts: 4
     first = desk.ask(A, max_tokens=30)
     desk.scheduler.step()
     image = FakeImage("cat", 10)
@@ -99,7 +81,7 @@ def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
 
 
 def test_an_image_alone_is_not_cut(desk):
-    desk.scheduler._pace.slice = 4
+    desk.scheduler._pace.slice = lambda _n_prompts: 4
     desk.ask([7], FakeImage("cat", 10), [8])
     desk.finish()
     assert (0, "cat", 0, 10) in desk.context.calls
@@ -131,7 +113,7 @@ def test_threads_are_shared_with_an_encode(desk):
 
 def test_an_encode_waits_while_a_long_prompt_is_evaluated():
     desk = Desk(n_ctx=512, prefix_cells=0)
-    desk.scheduler._pace.slice = 8
+    desk.scheduler._pace.slice = lambda _n_prompts: 8
     first, second = desk.ask([7], FakeImage("cat", 60), [8]), desk.ask([7], FakeImage("dog", 6), [8])
     desk.scheduler.step()
     while desk.encoding.run():
