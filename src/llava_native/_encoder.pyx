@@ -86,10 +86,7 @@ cdef class ImageEncoder:
             raise InUseError("this ImageEncoder is loaded already")
         if dtype not in ("auto", "f16", "bf16"):
             raise InvalidInputError(f"dtype must be 'auto', 'f16' or 'bf16', not {dtype!r}")
-        n_threads = default_n_threads() if n_threads is None else n_threads
-        if not 1 <= n_threads <= 512:
-            raise InvalidInputError(f"n_threads must be 1 to 512, not {n_threads}")
-        self.n_threads = n_threads
+        self.n_threads = _n_threads(default_n_threads() if n_threads is None else n_threads)
         self.path = os.fsdecode(path)
         header = read_header(self.path)
         self._info = check_mmproj(header, assumed_mmproj_keys(header))
@@ -188,8 +185,18 @@ cdef class ImageEncoder:
             return llava_pixels(image, self._info.image_size, background=background)
         return rgb_pixels(image, background=background)
 
-    def encode_pixels(self, pixels, *, CancelToken cancel=None):
-        """Encode what ``prepare`` returned: the second half of ``encode``, with the same errors."""
+    def encode_pixels(self, pixels, *, n_threads=None, CancelToken cancel=None):
+        """Encode what ``prepare`` returned: the second half of ``encode``, with the same errors.
+
+        Parameters
+        ----------
+        pixels : Pixels
+        n_threads : int, optional
+            CPU threads of this encode, where something else computes beside it; default the encoder's.
+        cancel : CancelToken, optional
+            As for ``encode``.
+        """
+        cdef int threads = _n_threads(self.n_threads if n_threads is None else n_threads)
         cdef Py_buffer buffer
         cdef vector[EncodedRows] rows
         cdef unsigned int width = pixels.width
@@ -203,7 +210,8 @@ cdef class ImageEncoder:
             try:
                 watch_begin(&self._watch, cancel, None)
                 native_encode(
-                    self._ptr, <const unsigned char *>buffer.buf, width, height, &rows, &self._watch)
+                    self._ptr, <const unsigned char *>buffer.buf, width, height, threads, &rows,
+                    &self._watch)
                 return _collect(&rows, self._info.n_embd, self.fingerprint)
             finally:
                 self._busy = False
@@ -262,6 +270,12 @@ cdef class ImageEncoder:
     def n_tokens(self):
         """int : rows of one picture, or of one tile of it."""
         return self._info.n_patches
+
+
+cdef int _n_threads(n) except -1:
+    if not 1 <= n <= 512:
+        raise InvalidInputError(f"n_threads must be 1 to 512, not {n}")
+    return n
 
 
 cdef bint _is_gpu(str device):

@@ -58,7 +58,7 @@ cdef mtmd.mtmd_context *native_load_encoder(
     str path, mtmd.mtmd_context_params *params, str device, Watch *watch) except NULL
 cdef void native_free_encoder(mtmd.mtmd_context *ctx) noexcept
 cdef int native_encode(
-    mtmd.mtmd_context *ctx, const unsigned char *rgb, uint32_t width, uint32_t height,
+    mtmd.mtmd_context *ctx, const unsigned char *rgb, uint32_t width, uint32_t height, int n_threads,
     vector[EncodedRows] *rows, Watch *watch) except -1
 cdef void native_free_batch(mtmd.mtmd_batch *batch) noexcept
 

@@ -81,6 +81,7 @@ class FakeEncoding:
     def __init__(self) -> None:
         self.jobs: list[Callable[[], None]] = []
         self.encoded: list[str] = []
+        self.n_threads: list[int | None] = []  # of each encode
         self.closed = False
 
     def prepare(self, image: Any, done: Callable[[Any], None]) -> None:
@@ -98,6 +99,8 @@ class FakeEncoding:
 
     def encode(self, job: Any, done: Callable[[Any], None]) -> None:
         """Make rows."""
+
+        self.n_threads.append(job.n_threads)
 
         def call() -> None:
             if job.stop.cancelled:

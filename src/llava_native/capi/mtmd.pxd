@@ -83,3 +83,17 @@ cdef extern from *:
     }
     """
     cbool mtmd_params_set_weights_bf16(mtmd_context_params *params, cbool value) nogil
+
+cdef extern from *:
+    """
+    // Our patch 0008 adds the function; an unpatched llama.cpp encodes on as many threads as it began with.
+    static inline void mtmd_change_n_threads(mtmd_context * ctx, int n_threads) {
+    #ifdef MTMD_HAS_SET_N_THREADS
+        mtmd_set_n_threads(ctx, n_threads);
+    #else
+        (void) ctx;
+        (void) n_threads;
+    #endif
+    }
+    """
+    void mtmd_change_n_threads(mtmd_context *ctx, int n_threads) nogil

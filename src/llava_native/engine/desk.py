@@ -64,8 +64,11 @@ class ImageDesk:
         """Whether an image waits to be encoded."""
         return bool(self._ready)
 
-    def begin(self, is_busy: bool) -> None:
-        """Let the next image be encoded, unless one is already; where prompts keep all cores busy, later."""
+    def begin(self, is_busy: bool, n_threads: int | None) -> None:
+        """Let the next image be encoded, unless one is already; where prompts keep all cores busy, later.
+
+        On so many threads; None: on all of the encoder's.
+        """
         if self._active is not None or not self._ready:
             return
         self._put_off += 1
@@ -73,6 +76,7 @@ class ImageDesk:
             return
         self._put_off = 0
         self._active = self._ready.popleft()
+        self._active.n_threads = n_threads
         self._encoding.encode(self._active, self._encoded)
 
     def prepare(self, images: list[Image]) -> None:

@@ -60,6 +60,8 @@ class EncodeJob:
     ----------
     waiters : list
         Whoever wants the rows; the scheduler's.
+    n_threads : int or None
+        CPU threads of the encode, at most.
     stop : CancelToken
         Ends the encode.
     rows : ImageEmbedding or None
@@ -74,6 +76,7 @@ class EncodeJob:
         self.encoder = encoder
         self.pixels: Pixels | None = pixels
         self.waiters: list[Any] = []
+        self.n_threads: int | None = None
         self.stop = CancelToken()
         self.rows: ImageEmbedding | None = None
         self.error: BaseException | None = None
@@ -133,9 +136,11 @@ class Encoding:
         if self._disk is not None:
             job.rows = self._disk.load(job.key, job.encoder)
             job.from_disk = job.rows is not None
+        all_threads = job.encoder.n_threads
+        n_threads = all_threads if job.n_threads is None else min(job.n_threads, all_threads)
         while job.rows is None:
             try:
-                job.rows = job.encoder.encode_pixels(pixels, cancel=job.stop)
+                job.rows = job.encoder.encode_pixels(pixels, n_threads=n_threads, cancel=job.stop)
             except BusyError:  # it is the caller's too, who may be encoding with it
                 time.sleep(_RETRY_S)
                 job.stop.raise_if_cancelled()

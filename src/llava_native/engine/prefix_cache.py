@@ -159,7 +159,7 @@ class PrefixCache:
         return True
 
     def set_aside(self, content: Content) -> None:
-        """Offload what a request that runs alone shares little with: its tokens would look at those cells."""
+        """Offload what a request that begins shares little with: its tokens would look at those cells."""
         for sequence in list(self._kept):
             shares_little = 2 * common_prefix(sequence.content, content) < sequence.n_tokens
             if shares_little and self.cells > _BLOCK and self._offload(sequence):

@@ -120,7 +120,7 @@ class Scheduler:
             self._look_ahead()
             self._admit()
         if self._desk.has_ready:
-            self._desk.begin(self._is_prefilling)
+            self._desk.begin(self._is_prefilling, self._n_threads // 2 or 1 if self.running else None)
         if self._desk.is_encoding != self._is_sharing:
             self._share_threads()
         worked = self._step_text()
@@ -254,8 +254,7 @@ class Scheduler:
         sequence = self._memory.open(source, n)
         if source is not None:
             self.prefixes.touch(source)
-        if not self.running:
-            self.prefixes.set_aside(request.content)
+        self.prefixes.set_aside(request.content)
         if not self.prefixes.make_room(need) and self.running:
             self._memory.close(sequence)
             return False
@@ -297,7 +296,7 @@ class Scheduler:
     @property
     def _slice(self) -> int:
         """Tokens of prompts that may be evaluated at once, beside answers."""
-        return self._pace.slice(sum(r.in_prompt for r in self.running))
+        return self._pace.slice(len(self.waiting) + sum(r.in_prompt for r in self.running))
 
     @property
     def _is_prefilling(self) -> bool:
@@ -308,7 +307,7 @@ class Scheduler:
     def _share_threads(self) -> None:
         """Leave half of the threads to an image that is being encoded: two full teams stall each other."""
         self._is_sharing = self._desk.is_encoding
-        self._context.set_n_threads(max(1, self._n_threads // 2) if self._is_sharing else self._n_threads)
+        self._context.set_n_threads((self._n_threads + 1) // 2 if self._is_sharing else self._n_threads)
 
     def _entries(self) -> list[_Entry]:
         """Return the tokens of the next batch: those of answers, then slices of prompts."""
@@ -403,7 +402,7 @@ class Scheduler:
         image, start = request.next_image()
         assert image.rows is not None
         assert image.n_tokens is not None
-        alone = all(other is request or other.paused for other in self.running)
+        alone = all(other is request or other.paused or other.at_image for other in self.running)
         stop = min(start + (self._n_ubatch if alone else self._slice), image.n_tokens)
         while not self.prefixes.make_room(stop - start) and len(self.running) > 1:
             last = self.running[-1]

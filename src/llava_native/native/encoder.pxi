@@ -126,7 +126,7 @@ cdef int _encode_bitmap(
 
 
 cdef int native_encode(
-    mtmd.mtmd_context *ctx, const unsigned char *rgb, uint32_t width, uint32_t height,
+    mtmd.mtmd_context *ctx, const unsigned char *rgb, uint32_t width, uint32_t height, int n_threads,
     vector[EncodedRows] *rows, Watch *watch) except -1:
     """Encode RGB pixels: mtmd_bitmap_init, mtmd_tokenize_from_parts, mtmd_batch_encode (mtmd.h).
 
@@ -138,6 +138,7 @@ cdef int native_encode(
     watch.step = 0
     try:
         with nogil:
+            mtmd.mtmd_change_n_threads(ctx, n_threads)
             bitmap = mtmd.mtmd_bitmap_init(width, height, rgb)
             chunks = mtmd.mtmd_input_chunks_init()
             rc = _encode_bitmap(ctx, bitmap, chunks, rows, watch)

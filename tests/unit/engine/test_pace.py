@@ -22,9 +22,9 @@ def test_a_slice_takes_a_fifth_of_a_second():
 def test_the_more_prompts_the_larger_the_slices_where_even_few_tokens_take_longer():
     pace = Pace(512)
     pace.learn(64, 6.0)
-    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [32, 48, 128, 512]
+    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [32, 48, 64, 64]
     pace.learn(512, 1.0)
-    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [96, 96, 128, 512]
+    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [96, 96, 96, 96]
 
 
 def test_bounds():

@@ -109,6 +109,9 @@ def test_threads_are_shared_with_an_encode(desk):
     desk.scheduler.step()
     assert [*seen, desk.context.n_threads] == [4, 2, 4, 4]
     desk.finish()
+    desk.ask(FakeImage("dog"), [8])
+    desk.finish()
+    assert desk.encoding.n_threads == [2, None]  # alone it has all
 
 
 def test_an_encode_waits_while_a_long_prompt_is_evaluated():
