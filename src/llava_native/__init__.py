@@ -91,12 +91,17 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         module = importlib.import_module(f"llava_native.{_HOMES[name]}")
-    except ModuleNotFoundError as exc:
+    except ImportError as exc:
         if exc.name is None or not exc.name.startswith("llava_native._"):
             raise
+        if isinstance(exc, ModuleNotFoundError):
+            raise ImportError(
+                f"the compiled module {exc.name} is missing: llava_native must be installed (pip install .), "
+                "and not be imported from a source folder that was never built"
+            ) from exc
         raise ImportError(
-            f"the compiled module {exc.name} is missing: llava_native must be installed (pip install .), "
-            "and not be imported from a source folder that was never built"
+            f"the compiled module {exc.name} cannot be loaded: {exc}. This build was linked to a library "
+            "that is not on this machine; one for a GPU needs its driver (libcuda.so.1 comes with NVIDIA's)"
         ) from exc
     value = getattr(module, name)
     globals()[name] = value

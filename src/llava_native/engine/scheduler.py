@@ -120,7 +120,8 @@ class Scheduler:
             self._look_ahead()
             self._admit()
         if self._desk.has_ready:
-            self._desk.begin(self._is_prefilling, self._n_threads // 2 or 1 if self.running else None)
+            n_threads = max(1, self._n_threads // 2) if self.running else None
+            self._desk.begin(self._is_prefilling, n_threads)
         if self._desk.is_encoding != self._is_sharing:
             self._share_threads()
         worked = self._step_text()
