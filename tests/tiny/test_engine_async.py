@@ -54,9 +54,9 @@ class SlowEncoder:
         self._hold("prepare")
         return self._encoder.prepare(image)
 
-    def encode_pixels(self, pixels, cancel):
+    def encode_pixels(self, pixels, **options):
         self._hold("encode")
-        return self._encoder.encode_pixels(pixels, cancel=cancel)
+        return self._encoder.encode_pixels(pixels, **options)
 
 
 # -- on an event loop
