@@ -21,6 +21,19 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item):
+    mark = item.get_closest_marker("cpu")
+    if mark and _has_gpu():
+        pytest.skip(f"{mark.args[0]} (a GPU computes here)")
+
+
+def _has_gpu() -> bool:
+    from llava_native import devices  # only here: most unit tests load nothing native
+    from llava_native.machine import gpus
+
+    return bool(gpus(devices()))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield

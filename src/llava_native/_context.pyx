@@ -21,6 +21,7 @@ from llava_native.errors import (
     InvalidInputError,
 )
 from llava_native.limits import check_cache_types, check_memory, check_range
+from llava_native.machine import gpus
 from llava_native.threads import default_n_threads
 
 cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
@@ -93,7 +94,7 @@ cdef class Context:
         check_range("n_outputs", n_outputs, n_seq_max, n_batch)
         check_range("n_threads", n_threads, 1, 512)
         check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
-        if flash_attn is None and not any(d["type"] in ("gpu", "igpu") for d in devices()):
+        if flash_attn is None and not gpus(devices()):
             flash_attn = type_v == "q8_0"
         params = native_context_params(
             n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs, n_threads, flash_attn, type_k, type_v)

@@ -29,6 +29,7 @@ from llava_native.errors import (
     ModelLoadError,
 )
 from llava_native.gguf import read_header
+from llava_native.machine import gpus
 from llava_native.preflight import check_mmproj
 from llava_native.profiles import assumed_mmproj_keys
 from llava_native.threads import default_n_threads
@@ -282,7 +283,7 @@ cdef bint _is_gpu(str device):
     """Whether a device, or the one chosen where none is named, is not the CPU."""
     found = devices()
     if device is None:
-        return any(d["type"] in ("gpu", "igpu") for d in found)
+        return bool(gpus(found))
     kinds = [d["type"] for d in found if d["name"].lower() == device.lower()]  # as the library compares them
     if not kinds:
         names = ", ".join(d["name"] for d in found)

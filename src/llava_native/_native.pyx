@@ -18,12 +18,14 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.unordered_set cimport unordered_set
 from libcpp.vector cimport vector
+from posix.unistd cimport getpid
 
 from llava_native._cancel cimport watch_end, watch_progress, watch_stop
 from llava_native.capi cimport ggml
 from llava_native.errors import (
     DecodeError,
     EncodeError,
+    ForkError,
     GrammarError,
     InvalidInputError,
     LlavaError,
@@ -50,7 +52,7 @@ cdef extern from "capi/openmp.hpp" namespace "llava_native" nogil:
 # never freed: native threads may still log while the interpreter exits
 cdef LogRing *_ring = new LogRing()
 cdef object _logger = logging.getLogger("llava_native")
-cdef bint _backend_ready = False
+cdef int _backend_pid = 0  # who initialised the backends
 cdef dict _live = {"model": 0, "context": 0, "encoder": 0, "embedding": 0, "sampler": 0,
                    "adapter": 0}
 
@@ -99,12 +101,23 @@ include "native/abort.pxi"
 
 cdef int _ensure_backend() except -1:
     """Initialise the backends before the first native object: slow on a GPU build, so not at import."""
-    global _backend_ready
-    if not _backend_ready:
+    global _backend_pid
+    if not _backend_pid:
         llama.llama_backend_init()
-        _backend_ready = True
+        _backend_pid = getpid()
         _drain_log()
+    elif _backend_pid != getpid() and _has_gpu():  # its driver would end the process
+        raise ForkError("a GPU was opened before os.fork(); ask for nothing here, use spawn or forkserver")
     return 0
+
+
+cdef bint _has_gpu() noexcept:
+    cdef size_t i
+    for i in range(ggml.ggml_backend_dev_count()):
+        if ggml.ggml_backend_dev_get_type(ggml.ggml_backend_dev_get(i)) in (
+                ggml.GGML_BACKEND_DEVICE_TYPE_GPU, ggml.GGML_BACKEND_DEVICE_TYPE_IGPU):
+            return True
+    return False
 
 
 cdef int native_count(str kind, int change) except -1:

@@ -59,7 +59,7 @@ class Llava:
         Answers that are generated together; one, and no prefix is cached, if the model is recurrent.
     prefix_cache : int, optional
         Tokens of finished requests to hold in the context and, on a CPU, as many in main memory while that is
-        free; default half of `n_ctx`, 0 none.
+        free; default half of `n_ctx`, on a GPU a quarter; 0 none.
     embedding_cache : int, default 256 MiB
         Bytes of image rows to hold in memory; an image of llava-phi-3-mini takes 7 MB.
     cache_dir : str or os.PathLike, optional

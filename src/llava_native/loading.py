@@ -16,7 +16,7 @@ from llava_native._sampler import Sampler
 from llava_native.engine import Engine, n_sequences
 from llava_native.errors import BusyError, EmbeddingMismatchError, InvalidInputError
 from llava_native.limits import check_range
-from llava_native.machine import Room, host_room
+from llava_native.machine import Room, gpus, host_room
 from llava_native.memory import check_fits, estimate_pair
 from llava_native.planning import Planner
 from llava_native.templates import choose_template
@@ -105,12 +105,12 @@ class Parts:
         if limit is not None:
             check_range("memory_limit", limit, 0, 2**63)
         found = devices()
-        gpus = [d for d in found if d["type"] in ("gpu", "igpu")] if options["n_gpu_layers"] else []
+        used = gpus(found) if options["n_gpu_layers"] else []
         shape = {name: options[name] for name in named} | {"n_outputs": _n_outputs(options)}
-        self._on_gpu = bool(gpus)
+        self._on_gpu = bool(used)
         estimate = estimate_pair(*paths, **shape, devices=found, on_gpu=self._on_gpu)
         room = host_room()
-        for gpu in gpus:  # which layers go where is the library's choice: count them together
+        for gpu in used:  # which layers go where is the library's choice: count them together
             room = room and Room(
                 room.total + gpu["memory_total"], room.free + gpu["memory_free"], "this machine"
             )
@@ -158,10 +158,12 @@ class Parts:
         check_range("max_waiting", max_waiting, 1, 2**63)
         self.context = self._own(Context(self.model, n_seq_max=n_seq_max, n_outputs=n_outputs, **options))
         set_adapters(self.context, self._adapters)
+        if cells is None:  # on a GPU they stay in the context, where every token looks at them
+            cells = self.context.n_ctx // (4 if self._on_gpu else 2)
         return Engine(
             self.context,
             n_running=n_running,
-            prefix_cells=self.context.n_ctx // 2 if cells is None else cells,
+            prefix_cells=cells,
             offload=not self._on_gpu,
             embedding_bytes=embedding_bytes,
             cache_dir=cache_dir,

@@ -1,13 +1,13 @@
-"""How much memory this process may take: the machine's, or its control group's."""
+"""What this process may use: the machine's memory, or its control group's, and GPUs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Room", "host_room"]
+__all__ = ["Room", "gpus", "host_room"]
 
 _UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for no limit
 
@@ -18,6 +18,11 @@ class Room(NamedTuple):
     total: int
     free: int
     of: str
+
+
+def gpus(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return those of ``llava_native.devices()`` that are GPUs, with memory of their own or without."""
+    return [device for device in found if device["type"] in ("gpu", "igpu")]
 
 
 def host_room(root: str | os.PathLike[str] = "/") -> Room | None:

@@ -91,7 +91,7 @@ def estimate_memory(
     devices : sequence of mapping
         As ``llava_native.devices`` returns them: which weights are copied depends on the CPU.
     on_gpu : bool, default False
-        The layers go to a GPU: nothing is repacked.
+        The layers go to a GPU: nothing is repacked, and flash attention is on unless it is refused.
 
     Returns
     -------
@@ -117,7 +117,9 @@ def estimate_memory(
             repacked = sum(repacked_nbytes(tensors, devices).values())
         weights = sum(tensor.nbytes for tensor in tensors) - repacked
         kv = shape.kv(n_ctx, type_k, type_v)
-        compute = shape.compute(n_ctx, min(n_ubatch, n_batch, n_ctx), bool(flash_attn))
+        if flash_attn is None:
+            flash_attn = on_gpu or type_v == "q8_0"  # as Context does
+        compute = shape.compute(n_ctx, min(n_ubatch, n_batch, n_ctx), flash_attn, on_gpu)
         compute += n_outputs * shape.n_vocab * 4
     encoder = _encoder(mmproj) if mmproj is not None else 0
     return MemoryEstimate(weights, repacked, kv, compute, encoder)
@@ -194,16 +196,18 @@ class _TextShape:
         values = self.n_keys * _KV_BYTES.get(type_k, 4.0) + self.n_values * _KV_BYTES.get(type_v, 4.0)
         return int(cells * (_CELL_BYTES + self.n_layer * values))
 
-    def compute(self, n_ctx: int, n_tokens: int, flash_attn: bool) -> int:
+    def compute(self, n_ctx: int, n_tokens: int, flash_attn: bool, on_gpu: bool) -> int:
         """Return the bytes of the intermediate results that live at one time, at most.
 
         Fitted to what ggml's allocator does: with the scores of all heads over the whole context, which
         flash attention does not keep, live the mask and seven rows of a layer; later the feed-forward ones.
+        What goes to a GPU, the mask and the first rows, is in main memory, too.
         """
         cells = -(-n_ctx // _KV_PAD) * _KV_PAD
         scores = 0 if flash_attn else self.n_head * cells + 5 * self.n_embd + self.n_keys + self.n_values
         mask = cells / 2 if flash_attn else cells  # of two bytes, or of four
-        return int(n_tokens * 4 * (mask + max(scores, 3 * self.n_ff + 4 * self.n_embd)))
+        sent = mask + self.n_embd if on_gpu else 0
+        return int(n_tokens * 4 * (mask + sent + max(scores, 3 * self.n_ff + 4 * self.n_embd)))
 
 
 class _Numbers:

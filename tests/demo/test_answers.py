@@ -98,6 +98,7 @@ def test_a_conversation_of_three_turns(demo):
             assert stream.result().text == answer
 
 
+@pytest.mark.cpu("what is cached changes the sums, and a hot sampler sees it")
 def test_a_seed_repeats_an_answer(demo):
     def answer(seed):
         # all of the vocabulary, and hot: the model is sure of its answer
@@ -240,6 +241,7 @@ def test_map_answers_about_every_picture(demo):
     assert found == [TRUTH[path.name] for path in paths]
 
 
+@pytest.mark.cpu("prefixes go to main memory")
 def test_an_image_that_left_the_context_is_not_paid_for_again():
     names = ["shapes.png", "sign.webp", "large.jpg"]
     with Llava.demo(n_threads=1, prefix_cache=400, embedding_cache=0) as llava:

@@ -7,21 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.child import outcome
 
 from llava_native import ImageEncoder, Llava, devices
 from llava_native.demo import demo_files
+from llava_native.machine import gpus
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PICTURES = [EXAMPLES / name for name in ("shapes.png", "sign.webp", "turned.jpg", "large.jpg")]
 
 pytestmark = pytest.mark.skipif(
-    not any(device["type"] == "gpu" for device in devices()),
+    not gpus(devices()),
     reason="this build or this machine has no GPU (pip install . -C cmake.define.GGML_CUDA=ON)",
 )
 
 
 def free_memory() -> int:
-    return next(device["memory_free"] for device in devices() if device["type"] == "gpu")
+    return gpus(devices())[0]["memory_free"]
 
 
 def test_rows_are_those_of_the_cpu():
@@ -72,6 +74,44 @@ def test_a_saved_conversation_goes_on(tmp_path):
         result = chat.send("How many circles are there?", temperature=0).result()
     assert result.text == expected
     assert result.timings.cached_tokens > 100
+
+
+def test_an_abort_tells_what_the_driver_said():
+    code = """
+        import resource
+        from llava_native import Llava, devices
+        devices()
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # less than is reserved
+        Llava.demo(memory_limit=1 << 40).describe(%r)
+    """
+    status, _, said = outcome(code % str(PICTURES[0]))
+    assert status != 0
+    assert "out of memory" in said or "MemoryError" in said or "cannot allocate" in said.lower(), said
+
+
+def test_a_forked_child_is_refused():
+    code = """
+        import os
+        from llava_native import Model, devices
+        from llava_native.demo import demo_files
+        from llava_native.errors import ForkError
+        devices()
+        pid = os.fork()
+        if not pid:
+            for call in (devices, lambda: Model(demo_files()[0])):
+                try:
+                    call()
+                except ForkError as exc:
+                    print(exc, flush=True)
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """
+    status, out, err = outcome(code, strict=False)
+    assert (status, err) == (0, "")
+    *said, ended = out.splitlines()
+    assert len(said) == 2
+    assert all("spawn" in line for line in said)
+    assert ended == "7"
 
 
 def test_a_child_process_uses_the_gpu_too():

@@ -222,7 +222,11 @@ def _main(module: str, folder: str) -> None:
     import importlib
     import resource
 
-    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # whose shadow of the memory alone is larger
+    from llava_native import devices
+    from llava_native.machine import gpus
+
+    # the shadow of the memory alone is larger, and so are the addresses that a GPU's driver reserves
+    if "libasan" not in os.environ.get("LD_PRELOAD", "") and not gpus(devices()):
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cases = {case.name: case for case in importlib.import_module(module).CASES}

@@ -83,6 +83,7 @@ def test_eval_is_cancelled_from_another_thread(model, slow_ctx, long_tokens):
     np.testing.assert_array_equal(logits_of(slow_ctx, ids), before)
 
 
+@pytest.mark.cpu("a call that has begun on a GPU goes on to its end")
 def test_eval_of_rows_is_cancelled(model, slow_ctx):
     rows = ImageEmbedding.from_buffer(np.ones((5000, model.n_embd), np.float32))
     token = CancelToken()
@@ -137,6 +138,7 @@ def test_a_token_that_says_nothing_changes_nothing(model, ctx, encoder, picture)
 # -- encode -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu("a call that has begun on a GPU goes on to its end")
 def test_encode_is_cancelled_and_gives_the_same_rows_afterwards(slow_encoder, picture):
     before = np.array(slow_encoder.encode(picture))
     with pytest.raises(TimeoutExpiredError):

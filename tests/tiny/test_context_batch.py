@@ -122,6 +122,7 @@ def test_a_cancelled_batch_changes_nothing(model, slow_ctx):
     np.testing.assert_allclose(slow_ctx.logits, before, atol=1e-5)
 
 
+@pytest.mark.cpu("how many rows are multiplied at once decides how exactly")
 def test_image_rows_in_pieces(ctx, encoder, picture):
     rows = encoder.encode(picture)
     ctx.eval(rows)

@@ -75,6 +75,7 @@ def test_f16_text_models_agree_too(tiny_pair):
 # -- batches ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu("how many rows are multiplied at once decides how exactly")
 @pytest.mark.parametrize("sizes", [(7, 3), (7, 7), (1, 1), (256, 5)], ids=str)
 def test_splitting_into_batches_changes_nothing(model, sizes):
     before, after = prompt(model)
@@ -109,6 +110,7 @@ def test_truncated_sequence_goes_on_as_if_the_rest_had_never_been(model, ctx):
     np.testing.assert_array_equal(ctx.logits, expected)
 
 
+@pytest.mark.cpu("other cells, other sums")
 def test_copied_prefix_goes_on_like_its_original(model, ctx):
     before, after = prompt(model)
     ctx.eval(before)
@@ -125,6 +127,7 @@ def test_copied_prefix_goes_on_like_its_original(model, ctx):
     np.testing.assert_allclose(logits[0], evaluate(model, [before, after]), atol=2e-3)
 
 
+@pytest.mark.cpu("other cells, other sums")
 def test_copying_drops_what_the_target_held(model, ctx):
     before, after = prompt(model)
     ctx.eval(before)

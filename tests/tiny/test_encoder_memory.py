@@ -27,7 +27,7 @@ LOAD = """
     llava_native.ImageEncoder
     _native.devices()
     before, _ = rss()
-    with llava_native.ImageEncoder(sys.argv[1], dtype=sys.argv[2]) as encoder:
+    with llava_native.ImageEncoder(sys.argv[1], dtype=sys.argv[2], use_gpu=False) as encoder:
         loaded, peak = rss()
         assert _native.live_counts()["model"] == 0
         print(encoder.dtype, loaded - before, peak - before)

@@ -13,10 +13,12 @@ from support.gguf_parts import Parts, RawTensor
 from support.reference import image_features, preprocess, row_cosines
 from support.tiny_models import write_mmproj
 
-from llava_native import ImageEncoder
+from llava_native import ImageEncoder, devices
+from llava_native.machine import gpus
 
 LAYOUTS = ["legacy", "full", "modern"]
 SIZES = [28, 56, 70]
+ON_GPU = bool(gpus(devices()))  # where F32 is multiplied as TF32
 SHAPES = [(61, 61), (97, 31), (23, 88), (3, 200), (1, 1)]
 
 
@@ -61,7 +63,8 @@ def test_rows_are_those_of_the_papers(mmproj, shape):
     assert rows.shape == (mmproj.params.n_patches, mmproj.params.n_embd_text)
     assert row_cosines(rows, expected).min() >= 0.99999
     # ggml looks GELU up in float16; over one colour, where all patches are equal, those errors add up
-    assert np.abs(rows - expected).max() <= (3e-3 if shape == (1, 1) else 2e-3)
+    limit = 1e-2 if ON_GPU else 3e-3 if shape == (1, 1) else 2e-3
+    assert np.abs(rows - expected).max() <= limit
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -36,7 +36,7 @@ def threads_during(call):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_each_encode_may_have_another_number_of_threads(slow_mmproj, picture):
-    with ImageEncoder(slow_mmproj.path, n_threads=3) as encoder:
+    with ImageEncoder(slow_mmproj.path, n_threads=3, use_gpu=False) as encoder:
         pixels, rows = encoder.prepare(picture), {}
 
         def encode(n):

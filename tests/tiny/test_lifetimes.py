@@ -265,13 +265,15 @@ def test_after_fork_everything_is_refused_and_nothing_is_freed(pair):
     code = """
         import os, sys
         import numpy as np
-        from llava_native import Context, ImageEncoder, Model, Sampler
+        from llava_native import Context, ImageEncoder, Model, Sampler, devices
         from llava_native.errors import ForkError
+        from llava_native.machine import gpus
         model, encoder = Model(sys.argv[1]), ImageEncoder(sys.argv[2], n_threads=1)
         ctx, sampler = Context(model, n_ctx=64, n_threads=1), Sampler(model)
         image = np.zeros((5, 5, 3), np.uint8)
         emb = encoder.encode(image)
         ctx.eval(emb)
+        has_gpu = bool(gpus(devices()))
         pid = os.fork()
         if not pid:
             for call in (
@@ -286,6 +288,8 @@ def test_after_fork_everything_is_refused_and_nothing_is_freed(pair):
                     continue
                 print("no ForkError")
             assert np.isfinite(np.asarray(emb)).all()
+            if has_gpu:
+                os._exit(7)  # CUDA's own end is a signal in a forked child, see docs/gpu.md
             sys.exit(7)  # the interpreter's whole end, with open objects
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
         ctx.eval([1])

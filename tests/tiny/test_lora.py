@@ -54,6 +54,7 @@ def logits(path, adapters=(), scale=SCALE):
     return found
 
 
+@pytest.mark.cpu("F32 is multiplied as TF32 elsewhere")
 def test_the_logits_are_those_of_the_merged_model(pair, adapter, names, tmp_path):
     halves, merged = pairs_of(pair.text, names), dict(pair.text.weights)
     for name in names:

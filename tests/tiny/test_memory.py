@@ -12,11 +12,12 @@ from support.tiny_models import write_mmproj, write_text_model
 from llava_native import Context, ImageEncoder, Llava, Model, devices
 from llava_native.errors import InvalidInputError, LlavaError, NotEnoughMemoryError
 from llava_native.gguf import read_header
-from llava_native.machine import Room
+from llava_native.machine import Room, gpus
 from llava_native.memory import MemoryEstimate, check_fits, estimate_pair
 from llava_native.repack import should_repack
 
 MiB = 2**20
+ON_GPU = bool(gpus(devices()))
 
 
 def allocated(caplog, what: str) -> float:
@@ -32,7 +33,7 @@ def test_text_model_against_the_log(tmp_path, caplog):
     ).path
     for options in ({}, {"flash_attn": True}, {"n_ctx": 1000, "n_ubatch": 512}, {"type_k": "q8_0"}):
         caplog.clear()
-        estimate = estimate_pair(path, None, n_outputs=1, devices=devices(), **options)
+        estimate = estimate_pair(path, None, n_outputs=1, devices=devices(), on_gpu=ON_GPU, **options)
         with caplog.at_level(logging.DEBUG, "llava_native"), Model(path) as model, Context(model, **options):
             pass
         weights = allocated(caplog, "model")
@@ -53,9 +54,11 @@ def test_encoder_against_the_log(tmp_path, caplog, dtype):
         pass
     weights = float(re.search(r"model size:\s*([\d.]+) MiB", caplog.text)[1])
     needed = (weights + allocated(caplog, "compute")) * MiB
-    assert 0.95 * needed <= estimate.encoder <= 1.4 * needed + MiB
+    # heads as narrow as these have no flash attention on a GPU
+    assert (0.5 if ON_GPU else 0.95) * needed <= estimate.encoder <= 1.4 * needed + MiB
 
 
+@pytest.mark.cpu("with a GPU nothing is repacked")
 @pytest.mark.skipif("REPACK" not in devices()[-1]["features"], reason="a build that repacks nothing")
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
 @pytest.mark.parametrize("repack", [None, False, True])
@@ -103,7 +106,7 @@ def test_llava_refuses_before_loading(pair):
 def test_a_group_with_too_little(pair, monkeypatch):
     monkeypatch.setattr("llava_native.loading.host_room", lambda: Room(2**20, 2**20, "its control group"))
     with pytest.raises(NotEnoughMemoryError, match=r"its control group has 1\.0 MiB in all"):
-        Llava(pair.text.path, n_ctx=256)
+        Llava(pair.text.path, n_ctx=256, n_gpu_layers=0)
 
 
 def test_show_tells(pair, capsys):

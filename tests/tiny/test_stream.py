@@ -170,6 +170,7 @@ def test_bytes_that_are_no_text(llava):
 # -- several at once
 
 
+@pytest.mark.cpu("sums depend on what is evaluated at once, and these choices are not clear")
 def test_streams_side_by_side(llava):
     """More of them than may run, all begun, none read to its end before the next."""
     texts = [f"Hello {n}" for n in range(7)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava_native.machine import Room, host_room
+from llava_native.machine import Room, gpus, host_room
 
 MEMINFO = "MemTotal:        8388608 kB\nMemFree: 1 kB\nMemAvailable:    4194304 kB\n"
 GiB = 2**30
@@ -82,3 +82,8 @@ def test_this_machine():
     room = host_room()
     assert room is not None
     assert 0 < room.free <= room.total
+
+
+def test_gpus_are_those_with_memory_of_their_own_or_without():
+    found = [{"name": n, "type": t} for n, t in (("A", "gpu"), ("B", "igpu"), ("C", "accel"), ("CPU", "cpu"))]
+    assert [device["name"] for device in gpus(found)] == ["A", "B"]

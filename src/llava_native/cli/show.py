@@ -134,13 +134,18 @@ def _file(header: GGUFHeader, metadata: bool) -> dict[str, Any]:
 def _memory(headers: list[GGUFHeader], n_ctx: int) -> dict[str, Any]:
     """Return what loading these files will take."""
     from llava_native import devices
-    from llava_native.machine import host_room
+    from llava_native.machine import gpus, host_room
     from llava_native.memory import estimate_memory
     from llava_native.pairs import is_mmproj
 
     texts, encoders = [h for h in headers if not is_mmproj(h)], [h for h in headers if is_mmproj(h)]
+    machine = devices()
     estimate = estimate_memory(
-        texts[0] if texts else None, encoders[0] if encoders else None, n_ctx=n_ctx, devices=devices()
+        texts[0] if texts else None,
+        encoders[0] if encoders else None,
+        n_ctx=n_ctx,
+        devices=machine,
+        on_gpu=bool(gpus(machine)),
     )
     room = host_room()
     found: dict[str, Any] = {"n_ctx": n_ctx} if texts else {}

@@ -23,7 +23,10 @@ cdef unordered_set[void *] _spoilt  # what an abort happened in: never touched a
 
 cdef void _report(const char *message) noexcept nogil:
     """Write what happened to stderr, with every thread's Python stack: the process ends after this."""
+    cdef string said
     fprintf(stderr, "llava_native: the native library aborted: %s\n", message)
+    for said in LogRing.take_own():  # a GPU's library aborts with "CUDA error", and says before which one
+        fprintf(stderr, "llava_native: it said: %s\n", said.c_str())
     fflush(stderr)
     LastNet.hurry(REPORT_SECONDS)
     with gil:
