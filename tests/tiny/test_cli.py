@@ -17,7 +17,7 @@ from support import damage
 from llava_native import ImageEmbedding, ImageEncoder, Llava
 from llava_native.cli.options import write
 
-COMMAND = [sys.executable, "-c", "import sys; from llava_native.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "llava_native"]
 
 
 @pytest.fixture(scope="module")

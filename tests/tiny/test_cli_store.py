@@ -17,7 +17,7 @@ from support.seeds import STOPS, modelfile, write_seed
 from llava_native import Llava
 from llava_native.cli import main
 
-COMMAND = [sys.executable, "-c", "import sys; from llava_native.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "llava_native"]
 # verbatim from the model cards, but for the program's name
 CARDS = {
     "llava-phi-3-mini": [

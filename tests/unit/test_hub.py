@@ -21,7 +21,7 @@ CARD = [
     ".gitattributes", "OLLAMA_MODELFILE_F16", "OLLAMA_MODELFILE_INT4", "README.md", f"{STEM}-f16.gguf",
     f"{STEM}-int4.gguf", f"{STEM}-mmproj-f16.gguf",
 ]  # fmt: skip
-COMMAND = [sys.executable, "-c", "import sys; from llava_native.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "llava_native"]
 
 
 # -- which files
