@@ -5,7 +5,7 @@ shapes with random weights (`models.py`). Runs alternate, ours and theirs, each 
 medians are compared. A machine that does other work makes the figures worthless: the load average
 is checked first, and each run says how much CPU time others took meanwhile.
 
-    python benchmarks/bench_native.py                            # everything, about half an hour
+    python benchmarks/bench_native.py                            # everything, an hour and a half on two cores
     python benchmarks/bench_native.py --only encode import       # some of it
     python benchmarks/bench_native.py --docs docs/benchmarks.md  # rewrite that page's table
 """
@@ -306,16 +306,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"load {load:.2f} per core > {args.max_load}: figures would mean nothing", file=sys.stderr)
         if not args.force:
             return 2
-    results = [measure(what, setup, args.rounds) for what in wanted]
+    results: list[Result] = []
     env = environment(load, setup)
-    text = report(results, env, args.rounds)
+    for what in wanted:  # what there is is written after each: all of them take long, and may be interrupted
+        results.append(measure(what, setup, args.rounds))
+        text = report(results, env, args.rounds)
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "bench.md").write_text(text, encoding="utf-8")
+            (args.out / "bench.json").write_text(as_json(results, env), encoding="utf-8")
+        if args.docs:
+            rewrite(args.docs, text)
     print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "bench.md").write_text(text, encoding="utf-8")
-        (args.out / "bench.json").write_text(as_json(results, env), encoding="utf-8")
-    if args.docs:
-        rewrite(args.docs, text)
     return 0 if all(result.met() for result in results) else 1
 
 

@@ -33,6 +33,7 @@ from llava_native.limits import check_range
 from llava_native.preflight import check_text_model
 from llava_native.preflight.text import all_tensors
 from llava_native.profiles import text_overrides
+from llava_native.readahead import read_ahead
 from llava_native.repack import should_repack
 
 # pre-tokenizers whose splitters are written by hand; the others recurse once a character (engine.md 2.2)
@@ -104,7 +105,7 @@ cdef class Model:
         header = read_header(self.path)
         overrides = {**text_overrides(header), **(kv_overrides or {})}
         _check_overrides(header, overrides)
-        check_text_model(_overridden(header, overrides), vocab_only=vocab_only)
+        info = check_text_model(_overridden(header, overrides), vocab_only=vocab_only)
         params = native_model_params()
         params.n_gpu_layers = n_gpu_layers
         params.main_gpu = main_gpu
@@ -115,6 +116,9 @@ cdef class Model:
             params.load_mode = llama.LLAMA_LOAD_MODE_MMAP_MLOCK if use_mmap else llama.LLAMA_LOAD_MODE_MLOCK
         else:
             params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap else llama.LLAMA_LOAD_MODE_NONE
+        if use_mmap and not vocab_only:
+            for file in info.files:
+                read_ahead(file, cancel.raise_if_cancelled if cancel is not None else bool)
         watch_begin(&watch, cancel, progress)
         self._ptr = native_load_model(self.path, &params, list(overrides.items()), &watch)
         self._pid = getpid()

@@ -70,7 +70,7 @@ cdef int _fill_chain(llama.llama_sampler *chain, llama.llama_model *model, param
         last_n = n_ctx_train if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
         _add_dry(chain, vocab, params, last_n)
     if params.temperature <= 0.0:
-        _add(chain, llama.llama_sampler_init_top_k(1), "top_k")  # finds the same one in two thirds of the time
+        _add(chain, llama.llama_sampler_init_top_k(1), "top_k")  # the same one, a third sooner
         return _add(chain, llama.llama_sampler_init_greedy(), "greedy")
     if params.mirostat_mode:
         _add(chain, llama.llama_sampler_init_temp(params.temperature), "temp")
