@@ -106,18 +106,12 @@ cdef int _ensure_backend() except -1:
         llama.llama_backend_init()
         _backend_pid = getpid()
         _drain_log()
-    elif _backend_pid != getpid() and _has_gpu():  # its driver would end the process
+    elif _backend_pid != getpid() and (
+            ggml.ggml_backend_dev_by_type(ggml.GGML_BACKEND_DEVICE_TYPE_GPU) != NULL
+            or ggml.ggml_backend_dev_by_type(ggml.GGML_BACKEND_DEVICE_TYPE_IGPU) != NULL):
+        # whatever asks its driver for anything would end the process
         raise ForkError("a GPU was opened before os.fork(); ask for nothing here, use spawn or forkserver")
     return 0
-
-
-cdef bint _has_gpu() noexcept:
-    cdef size_t i
-    for i in range(ggml.ggml_backend_dev_count()):
-        if ggml.ggml_backend_dev_get_type(ggml.ggml_backend_dev_get(i)) in (
-                ggml.GGML_BACKEND_DEVICE_TYPE_GPU, ggml.GGML_BACKEND_DEVICE_TYPE_IGPU):
-            return True
-    return False
 
 
 cdef int native_count(str kind, int change) except -1:

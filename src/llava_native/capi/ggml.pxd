@@ -47,6 +47,7 @@ cdef extern from "ggml-backend.h" nogil:
     ctypedef cbool (*ggml_backend_sched_eval_callback)(ggml_tensor *t, cbool ask, void *user_data) noexcept
 
     size_t ggml_backend_dev_count() except +
+    ggml_backend_dev_t ggml_backend_dev_by_type(ggml_backend_dev_type type) except +
     ggml_backend_dev_t ggml_backend_dev_get(size_t index) except +
     ggml_backend_dev_t ggml_backend_dev_by_name(const char *name) except +
     const char *ggml_backend_dev_name(ggml_backend_dev_t device)
