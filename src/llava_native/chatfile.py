@@ -224,7 +224,7 @@ def _read(file: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
 def _content(llava: Llava, messages: Sequence[Message]) -> Content:
     """Return what the engine would evaluate of these messages; empty where that is not known here."""
     content: Content = []
-    for piece in llava.planner.plan(messages)[1].pieces:
+    for piece in llava.planner.pieces(llava.planner.parts(messages)):
         found = piece if isinstance(piece, list) else _span(piece)
         if found is None:
             return content

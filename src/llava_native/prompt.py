@@ -54,9 +54,12 @@ Piece: TypeAlias = "list[int] | ImageEmbedding | PendingImage"
 
 
 class Prompt(NamedTuple):
-    """What a stream evaluates before its first token, and how many tokens that is, as far as is known."""
+    """What a stream evaluates before its first token, and how many tokens that is, as far as is known.
 
-    pieces: Sequence[Piece]
+    Isolated, texts may be left to the other process as they are; they are not among the tokens.
+    """
+
+    pieces: Sequence[Piece | Text]
     n_tokens: int
 
 

@@ -25,8 +25,10 @@ from llava_native.errors import (
     ModelFormatError,
     NativeAbort,
     NotEnoughMemoryError,
+    PromptTooLongError,
 )
 from llava_native.isolation import process
+from llava_native.isolation.engine import IsolatedEngine
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 
@@ -325,6 +327,30 @@ def test_what_stand_ins_refuse(llava):
         llava.model.token_bytes(10**6)
     with pytest.raises(AttributeError, match="isolate=True"):
         llava.context.eval([1])
+
+
+def test_a_short_prompt_is_tokenised_with_its_request(llava, picture, monkeypatch):
+    with Llava(llava.model.path, llava.encoder.path, n_ctx=256, n_threads=1) as here:
+        expected = here.generate("Was ist das? <|end|>", image=picture, **GREEDY)
+    asked, call = [], IsolatedEngine.call
+    monkeypatch.setattr(IsolatedEngine, "call", lambda *a, **data: asked.append(a[1]) or call(*a, **data))
+    found = llava.generate("Was ist das? <|end|>", image=picture, **GREEDY)
+    assert (found.text, found.usage) == (expected.text, expected.usage)
+    assert not asked
+    llava.generate("word " * 60, **GREEDY)  # more bytes than tokens fit, but not more tokens
+    assert asked == ["pieces"]
+    with pytest.raises(PromptTooLongError, match=r"n_ctx=256 must also hold") as caught:
+        llava.stream("word " * 300)
+    assert caught.value.n_ctx == 256
+
+
+def test_a_short_prompt_that_does_not_fit_after_all(llava, monkeypatch):
+    monkeypatch.setattr(llava.planner, "_n_ctx", 10_000)
+    stream = llava.stream("word " * 300)
+    with pytest.raises(PromptTooLongError) as caught:
+        stream.result()
+    assert caught.value.n_ctx == 256
+    assert llava.generate("Hello", **GREEDY).text
 
 
 def test_a_sampler_that_cannot_be_made_is_refused_at_once(llava):

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from llava_native._native import end_on_abort
@@ -22,7 +22,7 @@ from llava_native.isolation.shared import pack, unpack
 from llava_native.isolation.wire import Channel, Frame, Kind
 from llava_native.loading import Parts
 from llava_native.params import SamplingParams
-from llava_native.prompt import PendingImage, Text, pieces
+from llava_native.prompt import PendingImage, Text, check_length, pieces
 from llava_native.stream import Writer
 
 __all__ = ["CONTEXT_FACTS", "ENCODER_FACTS", "MODEL_FACTS", "REASONS", "TOKEN", "main"]
@@ -256,11 +256,9 @@ class Server:
         except BaseException as exc:
             self.channel.send(Kind.ERROR, frame.number, to_data(exc))
             return
-        sampler, start, made = None, 0, []
+        sampler = None
         try:
-            for n in data["pieces"]:  # how many ids; 0 stands for an image
-                made.append(ids[start : start + n].tolist() if n else self._image(next(images)))
-                start += n
+            made = self._prompt(data["pieces"], ids, images)
             sampler = self._samplers.pop(data["sampler"], None) or self._sampler(data)
             request = Served(
                 self, frame.number, made, sampler, Writer(self._parts.model, data["stops"]), **data["options"]
@@ -272,6 +270,22 @@ class Server:
             if sampler is not None:
                 sampler.close()
             self.channel.send(Kind.ERROR, frame.number, to_data(exc))
+
+    def _prompt(self, wanted: list[Any], ids: array[int], images: Iterator[Any]) -> list[Any]:
+        """Return the pieces of a prompt, its texts tokenised."""
+        made: list[Any] = []
+        start, has_text = 0, False
+        for piece in wanted:  # how many ids; 0 for an image; or a text, and whether it is ours
+            if isinstance(piece, list):
+                made.append(Text(*piece))
+                has_text = True
+            else:
+                made.append(ids[start : start + piece].tolist() if piece else self._image(next(images)))
+                start += piece
+        if has_text:
+            made = pieces(self._parts.model, made)
+            check_length(sum(map(len, made)), self._parts.context.n_ctx_seq)
+        return made
 
     def _image(self, image: Any) -> Any:
         from llava_native._embedding import ImageEmbedding

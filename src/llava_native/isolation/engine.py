@@ -21,6 +21,7 @@ from llava_native.isolation.faults import from_data
 from llava_native.isolation.process import Worker, numbers
 from llava_native.isolation.shared import pack
 from llava_native.isolation.wire import Frame, Kind
+from llava_native.prompt import Text
 from llava_native.stream import Token
 
 if TYPE_CHECKING:
@@ -237,20 +238,20 @@ class _Desk:
 
 def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
     """Return a request as data, ids and shared file."""
-    lengths: list[int] = []
+    pieces: list[Any] = []  # how many ids; 0 for an image; or a text, and whether it is ours
     ids, images = array("i"), []
     for piece in request.wanted_pieces:
-        if isinstance(piece, list):
-            if not piece:
-                continue  # a length of 0 stands for an image
-            ids.extend(piece)
-            lengths.append(len(piece))
-        else:
+        if isinstance(piece, Text):
+            pieces.append([piece.text, piece.special])
+        elif not isinstance(piece, list):
             images.append(getattr(piece, "image", piece))
-            lengths.append(0)
+            pieces.append(0)
+        elif piece:
+            ids.extend(piece)
+            pieces.append(len(piece))
     descriptions, file = pack(images)
     data = {
-        "pieces": lengths,
+        "pieces": pieces,
         "images": descriptions,
         "stops": request.write.stops,  # type: ignore[attr-defined]
         "options": {

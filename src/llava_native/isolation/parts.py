@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,8 +12,9 @@ from llava_native.isolation.engine import IsolatedEngine
 from llava_native.isolation.objects import IsolatedContext, IsolatedEncoder, IsolatedModel, IsolatedSampler
 from llava_native.limits import check_range
 from llava_native.loading import adapter_list
-from llava_native.planning import Planner
-from llava_native.prompt import Part, Piece, Text
+from llava_native.messages import Message
+from llava_native.planning import Overflow, Planner
+from llava_native.prompt import Part, Piece, Prompt, Text
 from llava_native.templates import choose_template
 
 if TYPE_CHECKING:
@@ -94,7 +95,23 @@ class IsolatedParts:
 
 
 class _IsolatedPlanner(Planner):
-    """A planner that has a whole prompt tokenised at once."""
+    """A planner that has a whole prompt tokenised at once: with its request, where it is short enough."""
+
+    def prompt(
+        self, messages: Sequence[Message], overflow: Overflow = "error", tools: Sequence[Any] | None = None
+    ) -> Prompt:
+        """Write a prompt that fits.
+
+        One that is short enough is tokenised there with its request, which spares a question. If it does not
+        fit after all, because its tokens are less than bytes, the request fails with that.
+        """
+        if overflow == "error":
+            parts = self.parts(messages, tools)
+            n_rows = sum(len(part) for part in parts if not isinstance(part, Text))
+            n_bytes = sum(len(part.text.encode(errors="replace")) for part in parts if isinstance(part, Text))
+            if n_rows + n_bytes + len(parts) < self._n_ctx:
+                return Prompt(parts, n_rows)
+        return super().prompt(messages, overflow, tools)
 
     def pieces(self, parts: Iterable[Part]) -> list[Piece]:
         """Tokenise parts into runs of token ids and images."""
