@@ -15,7 +15,8 @@ from llava_native.bulk import ImageMap, answers
 from llava_native.chat import Chat, as_list, needed
 from llava_native.constraint import Constraint, checked
 from llava_native.engine import RUN_AHEAD, Engine, Stats
-from llava_native.errors import ClosedError, InvalidInputError
+from llava_native.errors import InvalidInputError
+from llava_native.exiting import closed_error
 from llava_native.loading import Adapters, PathLike, make_parts
 from llava_native.messages import Message, MessageDict
 from llava_native.params import sampling_params
@@ -460,7 +461,7 @@ class Llava:
 
     def _check_open(self) -> None:
         if self._engine.closed:
-            raise ClosedError("this Llava was closed")
+            raise closed_error()
 
     def close(self) -> None:
         """Free what this object loaded. May be called again.

@@ -22,10 +22,10 @@ ANSWER = """
 """
 
 
-def run(pair, code, *args):
+def run(pair, code, *args, **options):
     """Run code after `ANSWER` in a child; return its exit status, stdout and stderr."""
     whole = textwrap.dedent(ANSWER) + textwrap.dedent(code)
-    return outcome(whole, pair.text.path, pair.mmproj.path, *args)
+    return outcome(whole, pair.text.path, pair.mmproj.path, *args, **options)
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_answer(pair, tmp_path):
@@ -141,3 +141,19 @@ def test_signals_end_the_host_at_once(pair, number, stage):
     else:
         assert host.returncode == -number
     assert "aborted" not in err
+
+
+@pytest.mark.parametrize("isolate", [False, True], ids=["here", "isolated"])
+def test_an_exit_ends_daemon_threads_in_silence(pair, isolate):
+    code = f"""
+        import threading
+        llava = open_llava(isolate={isolate})
+        def forever():
+            while True:
+                llava.generate("x", temperature=0, max_tokens=100, logit_bias={{2: -1e9}})
+        for _ in range(2):
+            threading.Thread(target=forever, daemon=True).start()
+        while llava.stats().running < 2:
+            pass
+    """
+    assert run(pair, code, strict=False) == (0, "", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
@@ -19,8 +18,10 @@ from llava_native._lora import adapters_of
 from llava_native.engine.embedding_cache import DiskCache
 from llava_native.engine.encoding import Encoding
 from llava_native.engine.lookup import Lookup
+from llava_native.engine.request import Event
 from llava_native.engine.scheduler import Scheduler
-from llava_native.errors import BusyError, ClosedError, ForkError
+from llava_native.errors import BusyError, ForkError
+from llava_native.exiting import close_at_exit, closed_error
 from llava_native.limits import check_range
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ _N_PREFIXES = 12  # that are cached at most; a sequence costs next to nothing
 _logger = logging.getLogger("llava_native")
 _T = TypeVar("_T")
 _Call: TypeAlias = "Callable[[], Any] | None"
-_open: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
@@ -106,11 +106,12 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._finalizer = weakref.finalize(self, _dropped, self._calls, self._threads)
         self._finalizer.atexit = False
+        close_at_exit(self)
 
     def check(self) -> None:
         """Raise unless requests can be made here."""
         if self._closed:
-            raise ClosedError("this Llava was closed")
+            raise closed_error()
         if self._pid != os.getpid():
             raise ForkError("this Llava was made before os.fork(); make it in the child, or use spawn")
 
@@ -132,7 +133,8 @@ class Engine:
         self._calls.put(partial(self._scheduler.submit, request))
         if not self._threads:
             self._start()
-        self.check()  # whoever closed it meanwhile may not have seen the request
+        if self._closed:  # whoever closed it meanwhile may not have seen the request
+            request.deliver(Event(error=closed_error()))
 
     def _start(self) -> None:
         with self._starting:
@@ -142,7 +144,6 @@ class Engine:
                 )
                 thread.start()
                 self._threads.append(thread)
-                _open.add(self)
 
     def export(self, make_content: Callable[[], Content]) -> tuple[Content, bytes] | None:
         """Return what the prefix cache holds of the beginning of a content, and its state."""
@@ -262,10 +263,3 @@ def _take(scheduler: Scheduler, calls: SimpleQueue[_Call], busy: bool) -> bool:
             del call  # a request that is over must not stay here
             busy = True  # at least one step before the next pause
     return True
-
-
-@atexit.register
-def _close_all() -> None:
-    """End the threads before the interpreter does: one that is inside the library then would abort."""
-    for engine in list(_open):
-        engine.close()

@@ -19,7 +19,8 @@ from llava_native.engine.prefix_cache import PrefixCache
 from llava_native.engine.request import Choice, Event, Image, Request
 from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
 from llava_native.engine.stats import Stats
-from llava_native.errors import CancelledError, ClosedError, ContextFullError
+from llava_native.errors import CancelledError, ContextFullError
+from llava_native.exiting import closed_error
 
 if TYPE_CHECKING:
     from llava_native._context import Context
@@ -155,7 +156,7 @@ class Scheduler:
 
     def close(self) -> None:
         """End everything."""
-        self.fail(ClosedError("this Llava was closed"))
+        self.fail(closed_error())
         self._desk.close()
         self.prefixes.clear()
 
@@ -381,7 +382,7 @@ class Scheduler:
         self._memory.grow(_sequence(request), n)
         request.advance(n)
 
-    def _eval_failed(self, entries: list[_Entry], error: Exception) -> None:
+    def _eval_failed(self, entries: list[_Entry], error: BaseException) -> None:
         if isinstance(error, ContextFullError) and self.prefixes.evict():
             return  # nothing was evaluated: the next step tries again
         if len(entries) > 1:
@@ -389,7 +390,7 @@ class Scheduler:
                 self._eval([entry])
             return
         if self._halt.cancelled:
-            error = ClosedError("this Llava was closed")
+            error = closed_error()
         cancelled = isinstance(error, CancelledError)
         self._end(entries[0][0], Event(reason="cancelled") if cancelled else Event(error=error))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import os
 import threading
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llava_native.engine import Event
 from llava_native.engine.stats import Stats
 from llava_native.errors import BusyError, ClosedError, ForkError
+from llava_native.exiting import close_at_exit, closed_error
 from llava_native.isolation.child import REASONS, TOKEN
 from llava_native.isolation.faults import from_data
 from llava_native.isolation.process import Worker, numbers
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["IsolatedEngine"]
 
 _GRACE_S: Final = 0.05  # that the child gives a time limit more: it is the parent's to say that it is over
-_open: weakref.WeakSet[IsolatedEngine] = weakref.WeakSet()
 
 
 class IsolatedEngine:
@@ -71,7 +70,7 @@ class IsolatedEngine:
         self._desk = _Desk()
         self._worker = Worker(options, self._desk.take, progress, cancel)
         self.facts = self._worker.facts
-        _open.add(self)
+        close_at_exit(self)
 
     @property
     def pid(self) -> int:
@@ -81,7 +80,7 @@ class IsolatedEngine:
     def check(self) -> None:
         """Raise unless requests can be made here."""
         if self._closed:
-            raise ClosedError("this Llava was closed")
+            raise closed_error()
         if self._pid != os.getpid():
             raise ForkError("this Llava was made before os.fork(); make it in the child, or use spawn")
 
@@ -275,7 +274,8 @@ def _event(told: Frame, request: Request) -> Event:
     if "facts" in data:
         _note(request, data["facts"])
     if told.kind == Kind.ERROR:
-        return Event(error=from_data(data))
+        error = from_data(data)
+        return Event(error=closed_error() if isinstance(error, ClosedError) else error)
     token_id, n_tokens, reason, shown = TOKEN.unpack_from(told.blob)
     item = None
     if shown:
@@ -294,10 +294,3 @@ def _note(request: Request, facts: dict[str, Any]) -> None:
     request.n_cached = None if facts["n_cached"] is None else int(facts["n_cached"])
     names = ("n_tokens", "prepare_s", "encode_s", "from_cache")
     request.images = [SimpleNamespace(**dict(zip(names, image, strict=True))) for image in facts["images"]]  # type: ignore[misc]
-
-
-@atexit.register
-def _close_all() -> None:
-    """End the children before the interpreter does: nobody would hear them then."""
-    for engine in list(_open):
-        engine.close()

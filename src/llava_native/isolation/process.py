@@ -19,7 +19,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from llava_native.errors import CancelledError, ClosedError, NativeAbort
+from llava_native.errors import CancelledError, NativeAbort
+from llava_native.exiting import closed_error
 from llava_native.isolation.faults import from_data
 from llava_native.isolation.wire import Channel, Frame, Kind, WireError, close_all
 
@@ -262,7 +263,7 @@ class _Link:
             self.process.kill()
             status = self.process.wait()
         if self.closing:
-            return ClosedError("this Llava was closed")
+            return closed_error()
         with contextlib.suppress(ValueError):
             why = why or f" was killed by {signal.Signals(-status).name}" if status < 0 else why
         return NativeAbort(
