@@ -26,7 +26,7 @@ from .image_costs import check_cost
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
-__all__ = ["ImageLike", "OpenOptions", "Pixels", "llava_pixels", "open_image", "rgb_pixels"]
+__all__ = ["ImageLike", "OpenOptions", "Pixels", "llava_pixels", "load_decoders", "open_image", "rgb_pixels"]
 
 ImageLike: TypeAlias = Any
 """A path, a buffer of an encoded file, a ``PIL.Image.Image``, or a uint8 array of pixels.
@@ -360,8 +360,8 @@ def _copy_pillow(image: Image, background: tuple[int, int, int], max_pixels: int
 
 
 @functools.cache
-def _openers() -> dict[str, _Opener]:
-    """Return how to recognise and open each format, without Pillow's own size check.
+def load_decoders() -> dict[str, _Opener]:
+    """Import Pillow's decoders; return how to recognise and open each format, without its own size check.
 
     ``Image.open`` warns about images above a global limit; ours is checked after the header is read,
     which is all that these functions do.
@@ -390,7 +390,7 @@ def _openers() -> dict[str, _Opener]:
 def _identify(file: IO[bytes], name: str) -> Image:
     """Read the header of an encoded image."""
     prefix = file.read(16)
-    for kind, (accept, factory) in _openers().items():
+    for kind, (accept, factory) in load_decoders().items():
         accepted = accept(prefix)
         if isinstance(accepted, str):
             raise ImageDecodeError(f"{name} cannot be read by this Pillow: {accepted}")
@@ -398,8 +398,9 @@ def _identify(file: IO[bytes], name: str) -> Image:
             file.seek(0)
             with _reported(f"{name} looks like {kind}, but its header is damaged"):
                 return factory(file, "")
+    formats = ", ".join(load_decoders())
     raise ImageDecodeError(
-        f"{name} is not an image in a supported format ({', '.join(_openers())}); it starts with {prefix!r}"
+        f"{name} is not an image in a supported format ({formats}); it starts with {prefix!r}"
     )
 
 

@@ -15,6 +15,7 @@ from llava_native._native import devices
 from llava_native._sampler import Sampler
 from llava_native.engine import Engine, n_sequences
 from llava_native.errors import BusyError, EmbeddingMismatchError, InvalidInputError
+from llava_native.images import load_decoders
 from llava_native.limits import check_range
 from llava_native.machine import Room, gpus, host_room
 from llava_native.memory import check_fits, estimate_pair
@@ -87,6 +88,8 @@ class Parts:
             self.template = choose_template(self.model, chat_template)
             self.encoder = self._encoder(mmproj, options, load)
             self._check_pair()
+            if self.encoder is not None:
+                load_decoders()  # else the first image does, and holds up an event loop
             self.engine = self._engine = self._make_engine(options)
         except BaseException:
             self.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -209,6 +212,17 @@ def test_chat_template(tmp_path):
 def test_ways_to_load(pair, model, options):
     with Model(pair.text.path, **options) as other:
         assert other.metadata == model.metadata
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc/self/smaps")
+def test_weights_are_mapped_and_not_touched_until_they_are_needed(tmp_path):
+    """So that a load can be stopped at any moment (patch 0009)."""
+    path = write_text_model(tmp_path / "text.gguf", n_layer=40).path
+    with Model(path):
+        mapped = Path("/proc/self/smaps").read_text("utf-8").split(str(path), 1)[1]
+    size, resident = (int(re.search(rf"\n{name}: +(\d+) kB", mapped)[1]) for name in ("Size", "Rss"))
+    assert size > 1000
+    assert resident < size // 2
 
 
 def test_vocab_only_has_no_weights_to_run(pair):

@@ -298,7 +298,8 @@ class Scheduler:
     @property
     def _slice(self) -> int:
         """Tokens of prompts that may be evaluated at once, beside answers."""
-        return self._pace.slice(len(self.waiting) + sum(r.in_prompt for r in self.running))
+        n_prompts = len(self.waiting) + sum(r.in_prompt for r in self.running)
+        return self._pace.slice(n_prompts, self._is_sharing)
 
     @property
     def _is_prefilling(self) -> bool:

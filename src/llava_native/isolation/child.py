@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import logging
 import os
@@ -294,7 +293,3 @@ class Server:
             return image
         assert self._parts.encoder is not None
         return PendingImage(self._parts.encoder, image)
-
-
-with contextlib.suppress(ImportError):  # what the first request would wait for
-    import PIL.Image  # noqa: F401

@@ -22,9 +22,10 @@ def test_a_slice_takes_a_fifth_of_a_second():
 def test_the_more_prompts_the_larger_the_slices_where_even_few_tokens_take_longer():
     pace = Pace(512)
     pace.learn(64, 6.0)
-    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [32, 48, 64, 64]
+    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [32, 64, 224, 256]
+    assert [pace.slice(n, is_sharing=True) for n in (1, 2, 7, 40)] == [32, 64, 64, 64]
     pace.learn(512, 1.0)
-    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [96, 96, 96, 96]
+    assert [pace.slice(n) for n in (1, 2, 7, 40)] == [96, 96, 224, 256]
 
 
 def test_bounds():
@@ -63,7 +64,7 @@ def test_a_long_prompt_is_cut_while_others_are_answered():
 
 def test_answers_and_slices_fill_whole_tiles():
     desk = Desk(n_ctx=512, n_batch=256, n_ubatch=256)
-    desk.scheduler._pace.slice = lambda n_prompts: 16 * (1 + n_prompts)
+    desk.scheduler._pace.slice = lambda n_prompts, _: 16 * (1 + n_prompts)
     desk.ask(A, max_tokens=30), desk.ask(B, max_tokens=30)
     desk.scheduler.step()
     desk.ask(list(range(101, 201)))

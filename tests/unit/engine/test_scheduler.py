@@ -63,7 +63,7 @@ def test_first_come_first_served(desk):
 
 
 def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
-    desk.scheduler._pace.slice = lambda _n_prompts: 4
+    desk.scheduler._pace.slice = lambda *_: 4
     first = desk.ask(A, max_tokens=30)
     desk.scheduler.step()
     image = FakeImage("cat", 10)
@@ -81,7 +81,7 @@ def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
 
 
 def test_an_image_alone_is_not_cut(desk):
-    desk.scheduler._pace.slice = lambda _n_prompts: 4
+    desk.scheduler._pace.slice = lambda *_: 4
     desk.ask([7], FakeImage("cat", 10), [8])
     desk.finish()
     assert (0, "cat", 0, 10) in desk.context.calls
@@ -114,9 +114,25 @@ def test_threads_are_shared_with_an_encode(desk):
     assert desk.encoding.n_threads == [2, None]  # alone it has all
 
 
+def test_slices_are_short_beside_an_encode(desk):
+    desk.scheduler._pace.learn(64, 60.0)
+    desk.scheduler._pace._n_ubatch = 512
+    desk.ask(A, max_tokens=20)
+    desk.scheduler.step()
+    for name in ("cat", "dog", "bird", "fish"):
+        desk.ask(FakeImage(name), [8])
+    seen = []
+    for _ in range(3):
+        seen.append((desk.context.n_threads, desk.scheduler._slice))
+        desk.scheduler.step()
+        desk.encoding.run()
+    assert seen == [(4, 128), (4, 128), (2, 64)]
+    desk.finish()
+
+
 def test_an_encode_waits_while_a_long_prompt_is_evaluated():
     desk = Desk(n_ctx=512, prefix_cells=0)
-    desk.scheduler._pace.slice = lambda _n_prompts: 8
+    desk.scheduler._pace.slice = lambda *_: 8
     first, second = desk.ask([7], FakeImage("cat", 60), [8]), desk.ask([7], FakeImage("dog", 6), [8])
     desk.scheduler.step()
     while desk.encoding.run():
