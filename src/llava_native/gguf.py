@@ -29,8 +29,7 @@ _MAX_TENSORS: Final = 1 << 17
 _MAX_DIMS: Final = 4  # GGML_MAX_DIMS
 _MAX_NAME: Final = 64  # GGML_MAX_NAME, with its final NUL
 _CHUNK: Final = 1 << 18
-# The one array of strings that every check of a text model needs whole.
-_KEPT: Final = "tokenizer.ggml.tokens"
+_LIKELY: Final = 20  # bytes of a string with its length; so many are read at once
 
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -109,13 +108,13 @@ class GGUFArray:
 
     __slots__ = ("_code", "_count", "_kept", "_source", "_start", "item_type")
 
-    def __init__(self, source: _Source, code: int, count: int, start: int, kept: list[bytes] | None) -> None:
+    def __init__(self, source: _Source, code: int, count: int, start: int) -> None:
         self.item_type = "str" if code == _STRING else _SCALARS[code][0]
         self._source = source
         self._code = code
         self._count = count
         self._start = start
-        self._kept = kept
+        self._kept: list[bytes] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -135,8 +134,7 @@ class GGUFArray:
         if self._code != _STRING:
             raise TypeError(f"an array of {self.item_type} holds no strings")
         if self._kept is None:
-            self._source.position = self._start
-            self._kept = self._source.take_strings(self._count)
+            self._kept, _ = take_strings(self._source.data, self._start, self._count)
         return self._kept
 
 
@@ -316,27 +314,9 @@ class _Source:
             self.fail(f"{what} {text!r} contains a NUL")
         return text
 
-    def guess(self, count: int) -> None:
-        """Read at once what `count` strings are likely to take."""
-        if self.file is not None:
-            self.reach(min(self.size, MAX_HEADER_BYTES, self.position + 20 * count))
-
-    def take_strings(self, count: int) -> list[bytes]:
-        """Read `count` strings."""
-        self.guess(count)
-        items: list[bytes] = []
-        while True:
-            more, position = take_strings(self.data, self.position, count - len(items))
-            items += more
-            if len(items) == count:
-                self.position = position
-                return items
-            self.position += sum(map(len, more)) + 8 * len(more)
-            self.reach(max(position, min(2 * len(self.data), self.size, MAX_HEADER_BYTES)))
-
     def skip_strings(self, count: int) -> None:
         """Move over `count` strings."""
-        self.guess(count)
+        self.reach(min(self.size, MAX_HEADER_BYTES, self.position + _LIKELY * count))
         while count:
             self.position, count = skip_strings(self.data, self.position, count)
             self.reach(self.position + 8 if count else self.position)
@@ -398,18 +378,14 @@ def _read_array(source: _Source, key: str) -> GGUFArray:
     if code != _STRING and code not in _SCALARS:  # an array of arrays among them
         source.fail(f"the array {key!r} has items of the unknown type {code}")
     start = source.position
-    kept = None
     if code == _STRING:
         source.check_count(f"strings under {key!r}", count, 8, MAX_HEADER_BYTES)
-        if key == _KEPT:
-            kept = source.take_strings(count)
-        else:
-            source.skip_strings(count)
+        source.skip_strings(count)
     else:
         size = _SCALARS[code][1].size
         source.check_count(f"items under {key!r}", count, size, MAX_HEADER_BYTES)
         source.skip(count * size)
-    return GGUFArray(source, code, count, start, kept)
+    return GGUFArray(source, code, count, start)
 
 
 def _alignment(source: _Source, metadata: dict[str, Value]) -> int:
