@@ -239,6 +239,7 @@ def _open(path: str) -> BinaryIO:
 
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
+_PLACES: Final = tuple(struct.Struct(f"<{n}qIQ") for n in range(_MAX_DIMS + 1))  # shape, type, offset
 
 
 class _Source:
@@ -418,8 +419,8 @@ def _read_tensor(source: _Source) -> Tensor:
     n_dims = source.u32()
     if n_dims > _MAX_DIMS:
         source.fail(f"the tensor {name!r} has {n_dims} dimensions")
-    shape: tuple[int, ...] = source.unpack(struct.Struct(f"<{n_dims}q"))
-    code, offset = source.u32(), source.u64()
+    *sizes, code, offset = source.unpack(_PLACES[n_dims])
+    shape: tuple[int, ...] = tuple(sizes)
     if code not in _TENSOR_TYPES:
         why = "that llama.cpp dropped; quantise" if code in _REMOVED_TENSOR_TYPES else "unknown here; convert"
         raise UnsupportedModelError(
