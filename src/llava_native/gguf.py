@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
-from ._strings import skip_strings, take_strings
+from ._strings import plainly_distinct, skip_strings, take_strings
 from .errors import ModelFormatError, UnsupportedModelError
 
 __all__ = ["GGUFArray", "GGUFHeader", "Tensor", "Value", "read_header"]
@@ -136,6 +136,10 @@ class GGUFArray:
         if self._kept is None:
             self._kept, _ = take_strings(self._source.data, self._start, self._count)
         return self._kept
+
+    def plainly_distinct(self) -> bool:
+        """Whether these strings are surely all different, and none of them is empty or has a NUL inside."""
+        return self._code == _STRING and plainly_distinct(self._source.data, self._start, self._count)
 
 
 class GGUFHeader(NamedTuple):

@@ -19,6 +19,7 @@ from support import damage
 from support.gguf_parts import Parts, RawTensor
 
 from llava_native import gguf
+from llava_native._strings import plainly_distinct
 from llava_native.errors import LlavaError, ModelFormatError
 from llava_native.gguf import read_header
 from llava_native.preflight import check_mmproj, check_text_model
@@ -188,6 +189,32 @@ def test_large_arrays_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert header.get("tokenizer.ggml.tokens").tolist() == tokens
         assert header.get("tokenizer.ggml.merges").tolist() == tokens[::-1]
         assert header.get("tokenizer.ggml.bos_token_id") == 17
+
+
+def stored(strings: list[bytes]) -> bytes:
+    return b"".join(struct.pack("<Q", len(string)) + string for string in strings)
+
+
+@given(strings=st.lists(st.binary(max_size=3), max_size=40))
+def test_strings_that_are_plainly_distinct(strings: list[bytes]) -> None:
+    data = b"head" + stored(strings)
+    plain = all(string and b"\0" not in string for string in strings)
+    assert plainly_distinct(data, 4, len(strings)) == (plain and len(set(strings)) == len(strings))
+    assert not plainly_distinct(data[:-1], 4, len(strings)) or not strings
+    assert not plainly_distinct(data, 4, len(strings) + 1)
+
+
+def test_strings_that_were_chosen_to_collide_are_not_looked_at_for_long() -> None:
+    def place(string: bytes) -> int:
+        found = 0xCBF29CE484222325
+        for byte in string:
+            found = (found ^ byte) * 0x100000001B3 % 2**64
+        return (found ^ (found >> 32)) % 256
+
+    strings = [string for string in (b"%d" % i for i in range(40_000)) if place(string) == 7][:100]
+    assert len(strings) == 100
+    assert not plainly_distinct(stored(strings), 0, 100)
+    assert plainly_distinct(stored(strings[:10]), 0, 10)
 
 
 def test_fingerprint(mmproj: Path, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def _check_tokens(keys: Keys) -> int:
         values = keys.array(f"tokenizer.ggml.{key}", *types)
         if values is not None and len(values) < n_tokens:
             keys.fail(f"it has {n_tokens} tokens but only {len(values)} tokenizer.ggml.{key}")
+    if array.plainly_distinct():
+        return n_tokens
     tokens = array.strings()
     unique = set(tokens)
     if b"" in unique or b"\0" in b"".join(tokens):
