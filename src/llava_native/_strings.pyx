@@ -89,7 +89,7 @@ def plainly_distinct(bytes data not None, Py_ssize_t position, Py_ssize_t count)
 
 cdef bint _fill(
     uint32_t *table, uint64_t mask, const char *start, Py_ssize_t size, Py_ssize_t position, Py_ssize_t count,
-) noexcept:
+) noexcept:  # C only: nothing in it can raise
     """Note each string's position in a table of ``mask + 1`` zeros; stop at the first that is not new."""
     cdef Py_ssize_t left = PROBES * count
     cdef uint64_t length, other, place
@@ -118,7 +118,7 @@ cdef bint _fill(
     return True
 
 
-cdef uint64_t _hash(const char *text, uint64_t length) noexcept:
+cdef uint64_t _hash(const char *text, uint64_t length) noexcept:  # C only: nothing in it can raise
     """FNV-1a, its upper half mixed into the lower."""
     cdef uint64_t found = 0xcbf29ce484222325, i
     for i in range(length):
