@@ -1,52 +1,42 @@
 """Measure several callers at once against the pinned tree's own llama-server, side by side, in one run.
 
-Both sides read the same files (`models.py`: the seeds' real shapes, random weights), answer greedily and
-never end early. The server answers over HTTP on this machine, llava_native in this process.
+All read the same files (`models.py`: the seeds' real shapes, random weights), answer greedily and never
+end early. The server answers over HTTP on this machine, llava_native in this process, llama-cpp-python
+(where a Python that has it is named) in a process of its own, one caller after the other.
 
     python benchmarks/bench_engine.py --docs docs/benchmarks.md     # everything; a round takes 40 minutes
     python benchmarks/bench_engine.py --only new_image four_questions --rounds 3
+    python benchmarks/bench_engine.py --llama-cpp-python ~/venv/bin/python
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import concurrent.futures
-import contextlib
 import dataclasses
 import datetime
-import http.client
+import functools
 import io
-import json
-import math
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import bench_native
 import harness
 import models
 import peers
 import sides
+from answerers import LlamaCppPython, Ours, Server, Side
 
 BEGIN, END = "<!-- engine:begin -->", "<!-- engine:end -->"
 QUESTIONS = ("What is this?", "Which colours are there?", "Who made it?", "Where was it taken?")
 N_ANSWER = 33
+OURS, SERVER, LLAMA_CPP_PYTHON = "llava_native", "llama-server", "llama-cpp-python"
 # llama-server as it comes, and with what makes single tokens fastest on a CPU
-SERVERS = {"defaults": [], "best flags": ["-fa", "off", "-ctk", "q8_0", "-ub", "640"]}
-
-
-class Side(Protocol):
-    """Whoever answers."""
-
-    def ask(self, picture: bytes, question: str, n: int) -> Iterator[float]:
-        """Yield the moment of each token's arrival."""
+FLAGS = {"defaults": [], "best flags": ["-fa", "off", "-ctk", "q8_0", "-ub", "640"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +46,21 @@ class Scenario:
     title: str
     unit: str
     run: Callable[[Side, Callable[[], bytes]], float]
-    limit: float  # of ours to theirs
+    limits: dict[str, float]  # how a peer's name begins → bound of ours to the best of these
     higher_is_better: bool = False
+    has_several_callers: bool = False
+
+    def verdict(self, medians: dict[str, float]) -> tuple[str, bool]:
+        """Return how ours compares, in words, and whether it is within its bounds."""
+        sign, best = ("≥", max) if self.higher_is_better else ("≤", min)
+        words, is_met = [], True
+        for peer, limit in self.limits.items():
+            theirs = [value for name, value in medians.items() if name.startswith(peer)]
+            if theirs:
+                ratio = medians[OURS] / best(theirs)
+                is_met &= ratio >= limit if self.higher_is_better else ratio <= limit
+                words.append(f"{ratio:.3g} of {peer} ({sign} {limit:.3g})")
+        return "; ".join(words), is_met
 
 
 def pictures(source: Path) -> Callable[[], bytes]:
@@ -142,112 +145,60 @@ def longest_gap(side: Side, fresh: Callable[[], bytes]) -> float:
 
 
 SCENARIOS = {
-    "new_image": Scenario("new image to first token", "s", new_image, 0.97),
-    "second_question": Scenario("second question to first token", "s", second_question, math.inf),
-    "four_questions": Scenario("four questions at once on one image", "s", four_questions, 0.40),
-    "eight_images": Scenario("eight images at once, one question each", "s", eight_images, 0.95),
-    "one_stream": Scenario("one stream, 600 tokens in context", "tokens/s", one_stream, 1.25, True),
-    "longest_gap": Scenario("longest gap while another brings an image", "s", longest_gap, 1 / 3),
-}
+    "new_image": Scenario("new image to first token", "s", new_image, {SERVER: 0.97}),
+    "second_question": Scenario(
+        "second question to first token", "s", second_question, {SERVER: 1.0, LLAMA_CPP_PYTHON: 1 / 30}
+    ),
+    "four_questions": Scenario(
+        "four questions at once on one image", "s", four_questions, {SERVER: 0.40}, has_several_callers=True
+    ),
+    "eight_images": Scenario(
+        "eight images at once, one question each", "s", eight_images, {SERVER: 0.95}, has_several_callers=True
+    ),
+    "one_stream": Scenario(
+        "one stream, 600 tokens in context", "tokens/s", one_stream,
+        {f"{SERVER}, defaults": 1.25, SERVER: 1.0}, higher_is_better=True,
+    ),
+    "longest_gap": Scenario(
+        "longest gap while another brings an image", "s", longest_gap, {SERVER: 1 / 3},
+        has_several_callers=True,
+    ),
+}  # fmt: skip
 
 
-class Ours:
-    """llava_native, in this process."""
-
-    def __init__(self, files: dict[str, Path], threads: int) -> None:
-        from llava_native import Llava
-
-        self._llava = Llava(files["text"], files["mmproj"], n_ctx=4096, n_threads=threads)
-        model = self._llava.model
-        self._never = {t: -math.inf for t in range(model.n_vocab) if model.is_eog(t)}
-
-    def ask(self, picture: bytes, question: str, n: int) -> Iterator[float]:
-        """Yield the moment of each token's arrival."""
-        options: dict[str, Any] = {"max_tokens": n, "temperature": 0, "logit_bias": self._never}
-        with self._llava.stream(question, image=picture, **options) as stream:
-            for _ in stream:
-                yield time.perf_counter()
-
-    def close(self) -> None:
-        """Free the models."""
-        self._llava.close()
-
-
-class Server:
-    """A llama-server of its own."""
-
-    def __init__(self, tool: Path, files: dict[str, Path], threads: int, flags: Sequence[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        pair = ["-m", files["text"], "--mmproj", files["mmproj"]]
-        command = [tool, *pair, "-np", 4, "-c", 16384, "-t", threads, "--port", self._port, *flags]
-        self._process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+def everybody(
+    setup: sides.Setup, servers: Sequence[str], llama_cpp_python: Path | None
+) -> dict[str, Callable[[], Side]]:
+    """Return who is measured, by name: how each is started."""
+    makers: dict[str, Callable[[], Side]] = {
+        f"{SERVER}, {name}": functools.partial(
+            Server, setup.tools[SERVER], setup.files, setup.threads, FLAGS[name]
         )
-        deadline = time.monotonic() + 300
-        while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                raise harness.BenchError("llama-server did not start")
-            time.sleep(0.5)
-
-    def _healthy(self) -> bool:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        return False
-
-    def ask(self, picture: bytes, question: str, n: int) -> Iterator[float]:
-        """Yield the moment of each token's arrival."""
-        url = "data:image/png;base64," + base64.b64encode(picture).decode()
-        content = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": question},
-        ]
-        body = {
-            "messages": [{"role": "user", "content": content}], "max_tokens": n, "temperature": 0,
-            "ignore_eos": True, "stream": True, "cache_prompt": True,
-        }  # fmt: skip
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=900)
-        kind = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), kind)
-        with connection.getresponse() as response:
-            if response.status != 200:
-                raise harness.BenchError(f"llama-server says {response.status}: {response.read(500)!r}")
-            for line in response:
-                if line.startswith(b"data: {") and json.loads(line[6:])["choices"]:
-                    delta = json.loads(line[6:])["choices"][0]["delta"]
-                    if "role" not in delta and delta:
-                        yield time.perf_counter()
-        connection.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.wait()
+        for name in servers
+    }
+    if llama_cpp_python:
+        makers[LLAMA_CPP_PYTHON] = functools.partial(
+            LlamaCppPython, llama_cpp_python, setup.files, setup.threads
+        )
+    return {**makers, OURS: functools.partial(Ours, setup.files, setup.threads)}
 
 
 def measure(
-    wanted: dict[str, Scenario], setup: sides.Setup, rounds: int, servers: Sequence[str]
+    wanted: dict[str, Scenario], makers: dict[str, Callable[[], Side]], picture: Path, rounds: int
 ) -> Iterator[dict[str, dict[str, list[float]]]]:
     """Run every scenario on every side, `rounds` times; each side is started anew each round.
 
     Yields what there is after each round: all of them take hours on two cores, and may be interrupted.
     """
     found: dict[str, dict[str, list[float]]] = {key: {} for key in wanted}
-    makers: dict[str, Callable[[], Any]] = {
-        name: lambda name=name: Server(setup.tools["llama-server"], setup.files, setup.threads, SERVERS[name])
-        for name in servers
-    }
-    makers["llava_native"] = lambda: Ours(setup.files, setup.threads)
-    fresh = pictures(setup.picture)
+    fresh = pictures(picture)
     for turn in range(rounds):
         for name, make in reversed(makers.items()) if turn % 2 else makers.items():
             side = make()
             try:
                 for key, scenario in wanted.items():
+                    if scenario.has_several_callers and name == LLAMA_CPP_PYTHON:
+                        continue  # it answers one at a time
                     value = scenario.run(side, fresh)
                     found[key].setdefault(name, []).append(value)
                     line = f"{key} {turn + 1}/{rounds} {name}: {value:.3g} {scenario.unit}"
@@ -257,28 +208,19 @@ def measure(
         yield found
 
 
-def table(wanted: dict[str, Scenario], found: dict[str, dict[str, list[float]]]) -> str:
+def table(wanted: dict[str, Scenario], found: dict[str, dict[str, list[float]]], names: Sequence[str]) -> str:
     """Render the results as Markdown."""
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
-    peers_ = [name for name in names if name != "llava_native"]
-    titles = " | ".join(f"llama-server, {name}" for name in peers_)
     lines = [
-        f"| What | llava_native | {titles} | Ratio (bound) | Met |",
-        f"|---|---:|{'---:|' * len(peers_)}---|---|",
+        f"| What | {' | '.join(names)} | Ratio (bound) | Met |",
+        f"|---|{'---:|' * len(names)}---|---|",
     ]
     for key, scenario in wanted.items():
         medians = {name: harness.median(values) for name, values in found[key].items()}
-        best = (max if scenario.higher_is_better else min)(medians[name] for name in peers_)
-        if key == "one_stream" and "defaults" in medians:
-            best = medians["defaults"]  # the bound is against its defaults
-        ratio = medians["llava_native"] / best
-        met = ratio >= scenario.limit if scenario.higher_is_better else ratio <= scenario.limit
-        sign = "≥" if scenario.higher_is_better else "≤"
-        has_bound = scenario.limit < math.inf
-        bound = f"{ratio:.2f} ({sign} {scenario.limit:.2f})" if has_bound else f"{ratio:.2f}"
-        mark = ("yes" if met else "**no**") if has_bound else ""
-        cells = " | ".join(f"{medians[name]:.3g} {scenario.unit}" for name in ["llava_native", *peers_])
-        lines.append(f"| {scenario.title} | {cells} | {bound} | {mark} |")
+        cells = [f"{medians[name]:.3g} {scenario.unit}" if name in medians else "" for name in names]
+        words, is_met = scenario.verdict(medians)
+        lines.append(
+            f"| {scenario.title} | {' | '.join(cells)} | {words} | {'yes' if is_met else '**no**'} |"
+        )
     return "\n".join(lines)
 
 
@@ -286,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="SCENARIO")
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
+    parser.add_argument("--servers", nargs="+", choices=FLAGS, default=list(FLAGS))
+    parser.add_argument("--llama-cpp-python", type=Path, help="a Python that can import llama_cpp")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cache", help="cache folder (default LLAVA_NATIVE_BENCH_CACHE or the platform's)")
@@ -295,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="page whose generated part is rewritten")
     args = parser.parse_args(argv)
     wanted = {key: s for key, s in SCENARIOS.items() if not args.only or key in args.only}
-    tools = peers.build(cache=args.cache, targets=("llama-server", "llama-quantize"))
+    tools = peers.build(cache=args.cache, targets=(SERVER, "llama-quantize"))
     files = models.ensure(
         "phi-3-mini", only=("text", "mmproj"), cache=args.cache, tool=tools["llama-quantize"]
     )
@@ -308,10 +251,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     where = f"{bench_native.cpu_name()}, {os.cpu_count()} CPUs, {args.threads} threads"
-    for n, found in enumerate(measure(wanted, setup, args.rounds, args.servers), 1):
+    makers = everybody(setup, args.servers, args.llama_cpp_python)
+    for n, found in enumerate(measure(wanted, makers, picture, args.rounds), 1):
         rounds = "one round" if n == 1 else f"medians of {n} rounds"
         head = f"Measured {today} on {where}; {rounds}. Load per core before: {load:.2f}."
-        text = f"{head}\n\n{table(wanted, found)}\n"
+        text = f"{head}\n\n{table(wanted, found, [OURS, *(name for name in makers if name != OURS)])}\n"
         print(text, flush=True)
         if args.docs:
             bench_native.rewrite(args.docs, text, BEGIN, END)
