@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from llava_native._embedding import ImageEmbedding
 from llava_native._native import build_info
-from llava_native.engine.embedding_cache import pixels_key, rows_key
-from llava_native.engine.sequences import Content, ImageSpan, length
+from llava_native.engine import contents
+from llava_native.engine.contents import natural
+from llava_native.engine.sequences import Content, length
 from llava_native.errors import ChatFileError, InvalidInputError, LlavaError
 from llava_native.gguf import read_header
 from llava_native.images import open_image
 from llava_native.messages import Message
-from llava_native.prompt import Part, PendingImage, Piece, Text
+from llava_native.prompt import Part, PendingImage, Text
 from llava_native.writing import replacing
 
 if TYPE_CHECKING:
@@ -71,11 +72,13 @@ def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Me
         "messages": [_message_data(message, images) for message in messages],
     }
     key = _key()
-    kept = llava.engine.export(lambda: _content(llava, messages)) if messages and key else None
+    kept = None
+    if messages and key:
+        kept = llava.engine.export(lambda: llava.planner.pieces(llava.planner.parts(messages)))
     with replacing(Path(path)) as raw, zipfile.ZipFile(raw, "w", strict_timestamps=False) as file:
         data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
         if kept is not None:
-            data["state"] = {"made_by": _made_by(llava.engine), "content": _content_data(kept[0])}
+            data["state"] = {"made_by": _made_by(llava.engine), "content": contents.to_data(kept[0])}
             data["state"]["mark"] = _mark(key, data, kept[1])
             file.writestr("state.bin", kept[1])
         file.writestr("chat.json", json.dumps(data))
@@ -108,7 +111,7 @@ def read_chat(path: str | os.PathLike[str], llava: Llava) -> list[Message]:
                 state = _read(file, "state.bin")
                 mark = str(data["state"].get("mark")).encode()
                 if hmac.compare_digest(mark, _mark(_key(), data, state).encode()):
-                    _adopt(llava.engine, _read_content(data["state"]["content"]), state)
+                    _adopt(llava.engine, contents.from_data(data["state"]["content"]), state)
                 else:
                     _logger.warning("a saved state is not used: it was not saved by this user here")
     except LlavaError:
@@ -166,7 +169,7 @@ def _message_data(message: Message, images: list[Part]) -> dict[str, Any]:
 
 
 def _read_message(data: dict[str, Any], images: list[Part]) -> Message:
-    content = [Text(part) if isinstance(part, str) else images[_natural(part)] for part in data["content"]]
+    content = [Text(part) if isinstance(part, str) else images[natural(part)] for part in data["content"]]
     if not isinstance(data["role"], str) or not isinstance(data["extra"], dict):
         raise TypeError("a message has no role")
     return Message(data["role"], tuple(content), data["extra"])
@@ -193,7 +196,7 @@ def _write_image(file: zipfile.ZipFile, n: int, part: Part) -> dict[str, Any]:
 def _read_image(file: zipfile.ZipFile, n: int, data: dict[str, Any], llava: Llava) -> Part:
     content: ImageLike | ImageEmbedding = _read(file, f"image-{n}")
     if data["kind"] == "rows":
-        n_tokens, n_embd = map(_natural, data["shape"])
+        n_tokens, n_embd = map(natural, data["shape"])
         if len(content) != 4 * n_tokens * n_embd:
             raise ChatFileError(f"image {n} does not have {n_tokens} rows of {n_embd} floats")
         rows = (ctypes.c_float * n_embd * n_tokens).from_buffer_copy(content)
@@ -219,42 +222,6 @@ def _read(file: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
 
 
 # -- what was evaluated
-
-
-def _content(llava: Llava, messages: Sequence[Message]) -> Content:
-    """Return what the engine would evaluate of these messages; empty where that is not known here."""
-    content: Content = []
-    for piece in llava.planner.pieces(llava.planner.parts(messages)):
-        found = piece if isinstance(piece, list) else _span(piece)
-        if found is None:
-            return content
-        content.append(found)
-    return content
-
-
-def _span(piece: Piece) -> ImageSpan | None:
-    if isinstance(piece, ImageEmbedding):
-        return ImageSpan(rows_key(piece), piece.n_tokens)
-    assert isinstance(piece, PendingImage)
-    pixels = piece.encoder.prepare(piece.image)
-    if pixels.width != piece.encoder.image_size or pixels.height != piece.encoder.image_size:
-        return None  # an encoder with tiles tells how many rows there are when it has made them
-    return ImageSpan(pixels_key(pixels, piece.encoder), len(piece))
-
-
-def _content_data(content: Content) -> list[Any]:
-    return [list(segment) if isinstance(segment, ImageSpan) else {"ids": segment} for segment in content]
-
-
-def _read_content(data: list[Any]) -> Content:
-    content: Content = []
-    for segment in data:
-        if isinstance(segment, dict):
-            content.append([_natural(token) for token in segment["ids"]])
-        else:
-            key, n_tokens = segment
-            content.append(ImageSpan(str(key), _natural(n_tokens)))
-    return content
 
 
 def _key() -> bytes:
@@ -301,9 +268,3 @@ def _adopt(engine: Engine, content: Content, state: bytes) -> None:
             _logger.info("the context has no room for the state of %d tokens", length(content))
     except InvalidInputError as exc:
         _logger.warning("a saved state is not used: %s", exc)
-
-
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise TypeError(f"{value!r} is not a natural number")
-    return value

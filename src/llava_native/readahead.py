@@ -15,6 +15,7 @@ from llava_native.machine import host_room
 __all__ = ["read_ahead"]
 
 _PIECE = 4 << 20  # bytes
+_STEP = 256 << 10  # a system drops single pages, too; to look closer than this finds little, and takes long
 _AHEAD = 4 * _PIECE  # asked of the disk before they are waited for
 
 
@@ -39,12 +40,13 @@ def read_ahead(path: str | os.PathLike[str], check: Callable[[], object]) -> Non
         room = host_room()
         if room is not None and size > room.free:
             return
+        piece = bytearray(min(_PIECE, size))
         for start in range(0, size, _PIECE):
             check()
-            last = min(start + _PIECE, size) - 1
-            if not (_is_there(number, start) and _is_there(number, last)):
+            end = min(start + _PIECE, size)
+            if not all(_is_there(number, offset) for offset in (*range(start, end, _STEP), end - 1)):
                 os.posix_fadvise(number, start, _AHEAD, os.POSIX_FADV_WILLNEED)
-                os.pread(number, 1, last)
+                os.preadv(number, [piece], start)
 
 
 def _is_there(number: int, offset: int) -> bool:

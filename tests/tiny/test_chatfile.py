@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import os
+import signal
 import zipfile
 
 import numpy as np
@@ -125,13 +126,35 @@ def test_images_of_every_kind_are_kept(llava, picture, tmp_path):
     assert go_on(llava.load_chat(tmp_path / "talk.chat")).text == expected
 
 
-def test_an_isolated_model_saves_and_loads(pair, picture, saved, llava, tmp_path):
+def test_an_isolated_model_saves_and_loads_what_was_evaluated(pair, picture, saved, llava, tmp_path):
+    def isolated():
+        return Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1, isolate=True)
+
     expected = go_on(llava.load_chat(saved)).text
-    with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1, isolate=True) as isolated:
-        chat = isolated.load_chat(saved)
-        chat.save(tmp_path / "again.chat")
+    with isolated() as first:
+        chat = first.load_chat(saved)
+        chat.save(tmp_path / "again.chat")  # the state that was loaded: nothing was evaluated
         assert go_on(chat).text == expected
-    assert go_on(llava.load_chat(tmp_path / "again.chat")).text == expected
+        assert first.stats().images_encoded == 0
+    with isolated() as second:
+        assert go_on(second.load_chat(tmp_path / "again.chat")).text == expected
+        assert second.stats().images_encoded == 0
+    with isolated() as third:
+        begin(third, picture).save(tmp_path / "third.chat")
+    with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1) as other:
+        assert go_on(other.load_chat(tmp_path / "third.chat")).text == expected
+        assert other.stats().images_encoded == 0
+
+
+def test_a_dead_childs_conversation_is_saved_without_its_state(pair, picture, llava, tmp_path):
+    expected = go_on(begin(llava, picture)).text
+    with Llava(pair.text.path, pair.mmproj.path, n_ctx=256, n_threads=1, isolate=True) as isolated:
+        chat = begin(isolated, picture)
+        os.kill(isolated.engine.pid, signal.SIGKILL)
+        chat.save(tmp_path / "talk.chat")
+    with zipfile.ZipFile(tmp_path / "talk.chat") as file:
+        assert "state.bin" not in file.namelist()
+    assert go_on(llava.load_chat(tmp_path / "talk.chat")).text == expected
 
 
 def test_another_model_is_refused(saved, tiny_pair):

@@ -95,14 +95,15 @@ def test_a_llava_uses_adapters(pair, adapter, picture):
         answer(lora=[(adapter, "much")])
 
 
-def test_a_state_of_other_adapters_is_not_used(pair, adapter, picture, tmp_path):
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_state_of_other_adapters_is_not_used(pair, adapter, picture, tmp_path, isolate):
     files = (pair.text.path, pair.mmproj.path)
     with Llava(*files, n_ctx=256, n_threads=1) as llava:
         chat = llava.chat()
         with chat.send("What?", picture, temperature=0, max_tokens=4) as stream:
             stream.result()
         chat.save(tmp_path / "talk.chat")
-    with Llava(*files, n_ctx=256, n_threads=1, lora=adapter) as llava:
+    with Llava(*files, n_ctx=256, n_threads=1, lora=adapter, isolate=isolate) as llava:
         with llava.load_chat(tmp_path / "talk.chat").send("And?", max_tokens=4) as stream:
             stream.result()
         assert llava.stats().cached_tokens == 0

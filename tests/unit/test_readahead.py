@@ -22,18 +22,18 @@ def file(tmp_path):
 
 @pytest.fixture
 def waited(monkeypatch):
-    """Read pieces of 300 bytes, none of which is in memory; return where the disk was waited for."""
+    """Read pieces of 300 bytes, none of which is in memory; return the places of those that were read."""
     offsets = []
     monkeypatch.setattr(readahead, "_PIECE", 300)
     monkeypatch.setattr(readahead, "_is_there", lambda _number, _offset: False)
-    monkeypatch.setattr(os, "pread", lambda _number, _n, offset: offsets.append(offset))
+    monkeypatch.setattr(os, "preadv", lambda _number, _pieces, offset: offsets.append(offset))
     return offsets
 
 
 def test_all_of_it_is_waited_for(file, waited):
     checks = []
     read_ahead(file, lambda: checks.append(len(waited)))
-    assert waited == [299, 599, 899, 999]
+    assert waited == [0, 300, 600, 900]
     assert checks == [0, 1, 2, 3]
 
 
@@ -44,13 +44,14 @@ def test_what_is_asked_between_pieces_ends_it(file, waited):
 
     with pytest.raises(KeyboardInterrupt):
         read_ahead(file, check)
-    assert waited == [299, 599]
+    assert waited == [0, 300]
 
 
 def test_what_is_in_memory_is_not_read(file, waited, monkeypatch):
-    monkeypatch.setattr(readahead, "_is_there", lambda _number, offset: 300 <= offset < 899)
+    monkeypatch.setattr(readahead, "_STEP", 100)
+    monkeypatch.setattr(readahead, "_is_there", lambda _number, offset: offset not in (0, 700, 999))
     read_ahead(file, bool)
-    assert waited == [299, 899, 999]
+    assert waited == [0, 600, 900]
 
 
 def test_a_real_file(file):

@@ -8,13 +8,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from llava_native._lora import adapters_of
+from llava_native.engine.contents import content_of
 from llava_native.engine.embedding_cache import DiskCache
 from llava_native.engine.encoding import Encoding
 from llava_native.engine.lookup import Lookup
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from llava_native.engine.request import Request
     from llava_native.engine.sequences import Content
     from llava_native.engine.stats import Stats
+    from llava_native.prompt import Piece
     from llava_native.stream import TokenStream
 
 __all__ = ["Engine", "n_sequences"]
@@ -95,7 +97,7 @@ class Engine:
             else None,
         )
         self.model = context.model
-        self.adapters = [(adapter.fingerprint, adapter.scale) for adapter in adapters_of(context)]
+        self.adapters = repr([(adapter.fingerprint, adapter.scale) for adapter in adapters_of(context)])
         self.n_running = n_running
         self.streams: dict[int, weakref.ref[TokenStream]] = {}  # open ones, by id
         self._max_waiting = max_waiting
@@ -145,11 +147,11 @@ class Engine:
                 thread.start()
                 self._threads.append(thread)
 
-    def export(self, make_content: Callable[[], Content]) -> tuple[Content, bytes] | None:
-        """Return what the prefix cache holds of the beginning of a content, and its state."""
+    def export(self, make_pieces: Callable[[], Iterable[Piece]]) -> tuple[Content, bytes] | None:
+        """Return what the prefix cache holds of the beginning of a prompt, and its state."""
         if not self._threads:
             return None  # nothing was evaluated yet
-        return self._call(partial(self._scheduler.prefixes.export, make_content()))
+        return self._call(partial(self._scheduler.prefixes.export, content_of(make_pieces())))
 
     def adopt(self, content: Content, state: bytes) -> bool:
         """Give the prefix cache a state that was exported; return whether there is room for it.

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from llava_native._native import end_on_abort
-from llava_native.engine import Event, Request
+from llava_native.engine import Event, Request, contents
 from llava_native.isolation.faults import to_data
-from llava_native.isolation.shared import pack, unpack
-from llava_native.isolation.wire import Channel, Frame, Kind
+from llava_native.isolation.shared import pack, pack_bytes, read_bytes, unpack
+from llava_native.isolation.wire import Channel, Frame, Kind, close_all
 from llava_native.loading import Parts
 from llava_native.params import SamplingParams
 from llava_native.prompt import PendingImage, Text, check_length, pieces
@@ -37,6 +37,8 @@ MODEL_FACTS: Final = (
 ENCODER_FACTS: Final = (
     "path", "dtype", "fingerprint", "n_threads", "n_embd", "image_size", "patch_size", "n_tokens",
 )  # fmt: skip
+_LONG_CALLS: Final = ("encode", "export", "adopt")
+_MAX_STATE: Final = 2**31  # bytes; a longer one is not handed over, and what it says is evaluated again
 CONTEXT_FACTS: Final = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max", "n_threads")
 
 
@@ -100,6 +102,7 @@ def _load(channel: Channel, options: dict[str, Any]) -> Parts | None:
         "model": _facts(parts.model, MODEL_FACTS),
         "encoder": None if parts.encoder is None else _facts(parts.encoder, ENCODER_FACTS),
         "context": _facts(parts.context, CONTEXT_FACTS),
+        "adapters": parts.engine.adapters,
     }
     channel.send(Kind.READY, data=facts)
     return parts
@@ -179,6 +182,9 @@ class Server:
             "pieces": self._pieces,
             "stats": lambda _: vars(parts.engine.stats()),
             "sampler": self._new_sampler,
+            "encode": self._encode,
+            "export": self._export,
+            "adopt": self._adopt,
         }
 
     def run(self) -> bool:
@@ -206,10 +212,11 @@ class Server:
             self._parts.engine.wake()
 
     def _call(self, frame: Frame) -> None:
-        if frame.data["name"] == "encode":  # long: not on this thread
-            threading.Thread(target=self._answer, args=(self._encode, frame), daemon=True).start()
+        name = frame.data["name"]
+        if name in _LONG_CALLS:  # not on this thread
+            threading.Thread(target=self._answer, args=(self._calls[name], frame), daemon=True).start()
         else:
-            self._answer(self._calls[frame.data["name"]], frame)
+            self._answer(self._calls[name], frame)
 
     def _answer(self, call: Callable[[Frame], Any], frame: Frame) -> None:
         try:
@@ -234,6 +241,21 @@ class Server:
         rows = self._parts.encoder.encode(image, background=tuple(frame.data["background"]))
         (description,), file = pack([rows])
         return description, file
+
+    def _export(self, frame: Frame) -> tuple[dict[str, Any], Any] | None:
+        images = iter(unpack(frame.data["images"], *(frame.fds or (None,))))
+        made = self._prompt(frame.data["pieces"], array("i", frame.blob), images)
+        kept = self._parts.engine.export(lambda: made)
+        if kept is None or len(kept[1]) >= _MAX_STATE:
+            return None
+        return {"content": contents.to_data(kept[0]), "size": len(kept[1])}, pack_bytes(kept[1])
+
+    def _adopt(self, frame: Frame) -> bool:
+        try:
+            state = read_bytes(frame.fds[0], frame.data["size"])
+        finally:
+            close_all(frame.fds)
+        return self._parts.engine.adopt(contents.from_data(frame.data["content"]), bytes(state))
 
     def _sampler(self, data: dict[str, Any]) -> Any:
         from llava_native.constraint import Constraint

@@ -8,19 +8,19 @@ import threading
 import time
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from llava_native.engine import Event
+from llava_native.engine import Event, contents
 from llava_native.engine.stats import Stats
-from llava_native.errors import BusyError, ClosedError, ForkError
+from llava_native.errors import BusyError, ClosedError, ForkError, NativeAbort
 from llava_native.exiting import close_at_exit, closed_error
 from llava_native.isolation.child import REASONS, TOKEN
 from llava_native.isolation.faults import from_data
 from llava_native.isolation.process import Worker, numbers
-from llava_native.isolation.shared import pack
-from llava_native.isolation.wire import Frame, Kind
+from llava_native.isolation.shared import pack, pack_bytes, read_bytes
+from llava_native.isolation.wire import Frame, Kind, WireError, close_all
 from llava_native.prompt import Text
 from llava_native.stream import Token
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
     from llava_native.engine import Request
     from llava_native.engine.sequences import Content
+    from llava_native.prompt import Piece
     from llava_native.stream import TokenStream
 
 __all__ = ["IsolatedEngine"]
@@ -48,7 +49,6 @@ class IsolatedEngine:
         Of the first load.
     """
 
-    adapters = None  # the child has them
     model: Any = None  # tokens are turned into text in the child; and what is dropped must hold no circle
 
     def __init__(
@@ -70,6 +70,7 @@ class IsolatedEngine:
         self._desk = _Desk()
         self._worker = Worker(options, self._desk.take, progress, cancel)
         self.facts = self._worker.facts
+        self.adapters = str(self.facts["adapters"])
         close_at_exit(self)
 
     @property
@@ -127,12 +128,38 @@ class IsolatedEngine:
         if worker.dead:
             self._desk.fail(number, worker.end)
 
-    def export(self, _make_content: Callable[[], Content]) -> None:
-        """Return nothing: states stay in the child, and a saved conversation is evaluated again."""
+    def export(self, make_pieces: Callable[[], Iterable[Piece]]) -> tuple[Content, bytes] | None:
+        """Return what the child's prefix cache holds of the beginning of a prompt, and its state."""
+        worker = self._worker  # not another one, which would have evaluated nothing
+        if worker.dead:
+            return None
+        try:
+            pieces, ids, images = _wire_pieces(make_pieces())
+            descriptions, file = pack(images)
+            asked = {"pieces": pieces, "images": descriptions}
+            answer = worker.call("export", asked, file, blob=ids)
+        except NativeAbort:
+            return None  # what it had evaluated is gone with it
+        try:
+            if answer.data is None:
+                return None
+            if len(answer.fds) != 1:
+                raise WireError("a state came without its memory")
+            content, size = contents.from_data(answer.data["content"]), contents.natural(answer.data["size"])
+            return content, bytes(read_bytes(answer.fds[0], size))
+        finally:
+            close_all(answer.fds)
 
-    def adopt(self, _content: Content, _state: bytes) -> bool:
-        """Return False: as ``export``."""
-        return False
+    def adopt(self, content: Content, state: bytes) -> bool:
+        """Give the child's prefix cache a state that was exported; return whether there is room for it.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no state of this content.
+        """
+        data = {"content": contents.to_data(content), "size": len(state)}
+        return bool(self.worker().call("adopt", data, pack_bytes(state)).data)
 
     def drop(self, request: Request) -> None:
         """End a request, whatever its stage. May be called from a destructor."""
@@ -235,11 +262,11 @@ class _Desk:
         request.tell_end()
 
 
-def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
-    """Return a request as data, ids and shared file."""
+def _wire_pieces(wanted: Iterable[Piece | Text]) -> tuple[list[Any], bytes, list[Any]]:
+    """Return pieces as data, their ids, and their images."""
     pieces: list[Any] = []  # how many ids; 0 for an image; or a text, and whether it is ours
     ids, images = array("i"), []
-    for piece in request.wanted_pieces:
+    for piece in wanted:
         if isinstance(piece, Text):
             pieces.append([piece.text, piece.special])
         elif not isinstance(piece, list):
@@ -248,6 +275,12 @@ def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
         elif piece:
             ids.extend(piece)
             pieces.append(len(piece))
+    return pieces, ids.tobytes(), images
+
+
+def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
+    """Return a request as data, ids and shared file."""
+    pieces, ids, images = _wire_pieces(request.wanted_pieces)
     descriptions, file = pack(images)
     data = {
         "pieces": pieces,
@@ -261,7 +294,7 @@ def _wire_form(request: Request) -> tuple[dict[str, Any], bytes, Any]:
         },
         **request.sampler.data(),  # type: ignore[attr-defined]
     }
-    return data, ids.tobytes(), file
+    return data, ids, file
 
 
 def _left(deadline: float) -> float:

@@ -151,6 +151,7 @@ class Worker:
         data: dict[str, Any],
         file: IO[bytes] | None = None,
         *,
+        blob: bytes = b"",
         number: int | None = None,
         cancel: CancelToken | None = None,
     ) -> Frame:
@@ -169,7 +170,7 @@ class Worker:
         try:
             if self._link.end is not None:  # after `calls` was changed: else nobody would tell
                 raise self._link.end
-            self._channel.send(Kind.CALL, number, {**data, "name": name}, file=file)
+            self._channel.send(Kind.CALL, number, {**data, "name": name}, blob, file)
             while True:
                 with contextlib.suppress(Empty):
                     told = answer.get(timeout=None if cancel is None else _POLL_S)

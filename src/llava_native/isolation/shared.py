@@ -1,4 +1,4 @@
-"""Images and rows in memory that both processes map: nameless, so that nothing is left whoever dies.
+"""Images, rows and states in memory that both processes map: nameless, so that nothing is left whoever dies.
 
 On Linux it is a memfd, elsewhere a temporary file that was unlinked at once. It travels as a descriptor.
 """
@@ -16,7 +16,7 @@ from llava_native._embedding import ImageEmbedding
 from llava_native.images import rgb_pixels
 from llava_native.isolation.wire import WireError
 
-__all__ = ["pack", "read_rows", "unpack"]
+__all__ = ["pack", "pack_bytes", "read_bytes", "read_rows", "unpack"]
 
 _ALIGN: Final = 64
 
@@ -104,22 +104,39 @@ def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
     return ImageEmbedding.from_buffer(rows, fingerprint=description["fingerprint"])
 
 
-def read_rows(description: dict[str, Any], fd: int) -> ImageEmbedding:
-    """Return rows that the child packed.
+def pack_bytes(data: bytes) -> IO[bytes]:
+    """Put bytes into a shared file."""
+    file = _new_file()
+    try:
+        file.write(data)
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(fd: int, n: int) -> bytearray:
+    """Return `n` bytes of a shared file.
 
     Copied: a child that went mad could cut a mapped file short, and take its reader along.
     """
+    data = bytearray(n)
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        file.seek(0)
+        if file.readinto(data) != n:
+            raise WireError("a shared file is too short")
+    return data
+
+
+def read_rows(description: dict[str, Any], fd: int) -> ImageEmbedding:
+    """Return a copy of rows that the child packed."""
     n_tokens, n_embd = (int(n) for n in description["shape"])
     if not (0 < n_tokens < 2**20 and 0 < n_embd < 2**20):
         raise WireError("rows of a strange shape")
-    rows = bytearray(n_tokens * n_embd * 4)
-    with open(fd, "rb", buffering=0, closefd=False) as file:
-        file.seek(0)
-        if file.readinto(rows) != len(rows):
-            raise WireError("rows are missing")
     fingerprint = description["fingerprint"]
     return ImageEmbedding.from_buffer(
-        memoryview(rows).cast("f", (n_tokens, n_embd)),
+        memoryview(read_bytes(fd, n_tokens * n_embd * 4)).cast("f", (n_tokens, n_embd)),
         fingerprint=fingerprint if fingerprint is None else str(fingerprint),
     )
 
