@@ -26,7 +26,7 @@ from llava_native._embedding import ImageEmbedding
 from llava_native._native import build_info
 from llava_native.engine import contents
 from llava_native.engine.contents import natural
-from llava_native.engine.sequences import Content, length
+from llava_native.engine.sequences import Content, State, length
 from llava_native.errors import ChatFileError, InvalidInputError, LlavaError
 from llava_native.gguf import read_header
 from llava_native.images import open_image
@@ -248,7 +248,7 @@ def _for_me(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _mark(key: bytes, data: dict[str, Any], state: bytes) -> str:
+def _mark(key: bytes, data: dict[str, Any], state: State) -> str:
     """Return what shows that this user saved a state with these facts; nobody did with an empty key."""
     facts = [
         data["model"]["fingerprint"],
@@ -261,7 +261,7 @@ def _mark(key: bytes, data: dict[str, Any], state: bytes) -> str:
     return mark.hexdigest()
 
 
-def _adopt(engine: Engine, content: Content, state: bytes) -> None:
+def _adopt(engine: Engine, content: Content, state: State) -> None:
     """Use a state where it is one; without it the conversation is evaluated again."""
     try:
         if not engine.adopt(content, state):

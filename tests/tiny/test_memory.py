@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import resource
+from pathlib import Path
 
+import numpy as np
 import pytest
 from support.gguf_parts import Parts
 from support.tiny_models import write_mmproj, write_text_model
@@ -42,6 +45,28 @@ def test_text_model_against_the_log(tmp_path, caplog):
         assert estimate.kv == pytest.approx(kv * MiB, rel=0.01, abs=0.2 * MiB)
         compute = (allocated(caplog, "compute") + allocated(caplog, "output")) * MiB
         assert 0.98 * compute <= estimate.compute <= 1.6 * compute + MiB, options
+
+
+@pytest.mark.skipif(ON_GPU, reason="on a GPU keys and values are not in this process's memory")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
+def test_a_context_takes_memory_as_it_is_filled(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * resource.getpagesize()
+
+    path = write_text_model(tmp_path / "text.gguf", n_embd=512, n_head=8, n_ff=512, n_layer=4).path
+    n_ctx = 16384
+    kv = n_ctx * 4 * 2 * 512 * 2  # layers, keys and values, width, bytes
+    with Model(path) as model:
+        before = resident()
+        with Context(model, n_ctx=n_ctx, n_ubatch=32, flash_attn=True, n_threads=1) as context:
+            assert resident() - before < kv / 4
+            context.eval([1, 2, 3])
+            first = np.array(context.logits)
+            context.eval(range(3, 1000))
+            assert kv / 32 < resident() - before < kv / 2
+            context.clear()
+            context.eval([1, 2, 3])
+            np.testing.assert_array_equal(np.array(context.logits), first)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])

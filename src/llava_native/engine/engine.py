@@ -28,7 +28,7 @@ from llava_native.limits import check_range
 if TYPE_CHECKING:
     from llava_native._context import Context
     from llava_native.engine.request import Request
-    from llava_native.engine.sequences import Content
+    from llava_native.engine.sequences import Content, State
     from llava_native.engine.stats import Stats
     from llava_native.prompt import Piece
     from llava_native.stream import TokenStream
@@ -147,13 +147,13 @@ class Engine:
                 thread.start()
                 self._threads.append(thread)
 
-    def export(self, make_pieces: Callable[[], Iterable[Piece]]) -> tuple[Content, bytes] | None:
+    def export(self, make_pieces: Callable[[], Iterable[Piece]]) -> tuple[Content, State] | None:
         """Return what the prefix cache holds of the beginning of a prompt, and its state."""
         if not self._threads:
             return None  # nothing was evaluated yet
         return self._call(partial(self._scheduler.prefixes.export, content_of(make_pieces())))
 
-    def adopt(self, content: Content, state: bytes) -> bool:
+    def adopt(self, content: Content, state: State) -> bool:
         """Give the prefix cache a state that was exported; return whether there is room for it.
 
         Raises

@@ -10,7 +10,7 @@ from llava_native.engine.sequences import cells, common_prefix, head, length
 from llava_native.errors import InvalidInputError, LlavaError
 
 if TYPE_CHECKING:
-    from llava_native.engine.sequences import Content, Memory, Sequence
+    from llava_native.engine.sequences import Content, Memory, Sequence, State
 
 __all__ = ["PrefixCache"]
 
@@ -125,7 +125,7 @@ class PrefixCache:
             return restored
         return False
 
-    def export(self, content: Content) -> tuple[Content, bytes] | None:
+    def export(self, content: Content) -> tuple[Content, State] | None:
         """Return what is kept of the beginning of `content`, and its state; None where there is nothing."""
         if self.offloaded(content, self.match(content)[1]):
             self.restore(content)
@@ -134,7 +134,7 @@ class PrefixCache:
             return None
         return head(content, n), self._memory.state(source, n)
 
-    def adopt(self, content: Content, state: bytes) -> bool:
+    def adopt(self, content: Content, state: State) -> bool:
         """Keep a state that was exported, perhaps by another process; return whether there is room for it.
 
         Raises

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llava_native._context import Context
     from llava_native.engine.encoding import Encoding
     from llava_native.engine.lookup import Lookup
-    from llava_native.engine.sequences import Content, Sequence
+    from llava_native.engine.sequences import Content, Sequence, State
 
 __all__ = ["Scheduler"]
 
@@ -102,7 +102,7 @@ class Scheduler:
         self._stats.requests += 1
         bisect.insort(self.waiting, request, key=_number)
 
-    def adopt(self, content: Content, state: bytes) -> bool:
+    def adopt(self, content: Content, state: State) -> bool:
         """Give the prefix cache a state; return whether there is room for it."""
         for segment in content[:-1]:  # the last one may be the beginning of an image
             if isinstance(segment, ImageSpan):

@@ -12,7 +12,7 @@ from llava_native.errors import NativeAbort
 if TYPE_CHECKING:
     from llava_native._context import Context
 
-__all__ = ["Content", "ImageSpan", "Memory", "Run", "Sequence", "common_prefix", "head", "length"]
+__all__ = ["Content", "ImageSpan", "Memory", "Run", "Sequence", "State", "common_prefix", "head", "length"]
 
 
 class ImageSpan(NamedTuple):
@@ -27,6 +27,7 @@ class ImageSpan(NamedTuple):
 
 Segment: TypeAlias = "list[int] | ImageSpan"
 Content: TypeAlias = "list[Segment]"  # no two lists of token ids in a row
+State: TypeAlias = "bytes | bytearray | memoryview"  # keys and values of a content
 
 
 def length(content: Content) -> int:
@@ -177,7 +178,7 @@ class Memory:
         finally:
             self.close(beginning)
 
-    def restore(self, state: bytes, n: int) -> Sequence:
+    def restore(self, state: State, n: int) -> Sequence:
         """Return a new sequence that holds a state of `n` tokens."""
         sequence = self.open()
         try:

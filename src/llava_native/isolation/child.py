@@ -17,8 +17,8 @@ from typing import Any, Final
 from llava_native._native import end_on_abort
 from llava_native.engine import Event, Request, contents
 from llava_native.isolation.faults import to_data
-from llava_native.isolation.shared import pack, pack_bytes, read_bytes, unpack
-from llava_native.isolation.wire import Channel, Frame, Kind, close_all
+from llava_native.isolation.shared import map_bytes, pack, pack_bytes, unpack
+from llava_native.isolation.wire import Channel, Frame, Kind
 from llava_native.loading import Parts
 from llava_native.params import SamplingParams
 from llava_native.prompt import PendingImage, Text, check_length, pieces
@@ -251,11 +251,8 @@ class Server:
         return {"content": contents.to_data(kept[0]), "size": len(kept[1])}, pack_bytes(kept[1])
 
     def _adopt(self, frame: Frame) -> bool:
-        try:
-            state = read_bytes(frame.fds[0], frame.data["size"])
-        finally:
-            close_all(frame.fds)
-        return self._parts.engine.adopt(contents.from_data(frame.data["content"]), bytes(state))
+        content = contents.from_data(frame.data["content"])
+        return self._parts.engine.adopt(content, map_bytes(frame.fds[0]))
 
     def _sampler(self, data: dict[str, Any]) -> Any:
         from llava_native.constraint import Constraint

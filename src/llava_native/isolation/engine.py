@@ -27,7 +27,7 @@ from llava_native.stream import Token
 if TYPE_CHECKING:
     from llava_native._cancel import CancelToken
     from llava_native.engine import Request
-    from llava_native.engine.sequences import Content
+    from llava_native.engine.sequences import Content, State
     from llava_native.prompt import Piece
     from llava_native.stream import TokenStream
 
@@ -128,7 +128,7 @@ class IsolatedEngine:
         if worker.dead:
             self._desk.fail(number, worker.end)
 
-    def export(self, make_pieces: Callable[[], Iterable[Piece]]) -> tuple[Content, bytes] | None:
+    def export(self, make_pieces: Callable[[], Iterable[Piece]]) -> tuple[Content, State] | None:
         """Return what the child's prefix cache holds of the beginning of a prompt, and its state."""
         worker = self._worker  # not another one, which would have evaluated nothing
         if worker.dead:
@@ -146,11 +146,11 @@ class IsolatedEngine:
             if len(answer.fds) != 1:
                 raise WireError("a state came without its memory")
             content, size = contents.from_data(answer.data["content"]), contents.natural(answer.data["size"])
-            return content, bytes(read_bytes(answer.fds[0], size))
+            return content, read_bytes(answer.fds[0], size)
         finally:
             close_all(answer.fds)
 
-    def adopt(self, content: Content, state: bytes) -> bool:
+    def adopt(self, content: Content, state: State) -> bool:
         """Give the child's prefix cache a state that was exported; return whether there is room for it.
 
         Raises
@@ -158,7 +158,7 @@ class IsolatedEngine:
         InvalidInputError
             It is no state of this content.
         """
-        data = {"content": contents.to_data(content), "size": len(state)}
+        data = {"content": contents.to_data(content)}
         return bool(self.worker().call("adopt", data, pack_bytes(state)).data)
 
     def drop(self, request: Request) -> None:

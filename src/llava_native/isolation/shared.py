@@ -10,13 +10,16 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from llava_native._embedding import ImageEmbedding
 from llava_native.images import rgb_pixels
 from llava_native.isolation.wire import WireError
 
-__all__ = ["pack", "pack_bytes", "read_bytes", "read_rows", "unpack"]
+if TYPE_CHECKING:
+    from llava_native.engine.sequences import State
+
+__all__ = ["map_bytes", "pack", "pack_bytes", "read_bytes", "read_rows", "unpack"]
 
 _ALIGN: Final = 64
 
@@ -77,18 +80,21 @@ def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:
 
 
 def unpack(descriptions: Sequence[dict[str, Any]], fd: int | None) -> list[Any]:
-    """Return what ``pack`` described, as views of the shared file; the descriptor is closed.
+    """Return what ``pack`` described, as views of the shared file; the descriptor is closed."""
+    whole = None if fd is None else map_bytes(fd)
+    return [_image(description, whole) for description in descriptions]
+
+
+def map_bytes(fd: int) -> memoryview:
+    """Return a view of a shared file; the descriptor is closed.
 
     For the child: it trusts whoever started it not to cut the file short.
     """
-    whole = None
-    if fd is not None:
-        try:
-            size = os.fstat(fd).st_size
-            whole = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ)) if size else memoryview(b"")
-        finally:
-            os.close(fd)
-    return [_image(description, whole) for description in descriptions]
+    try:
+        size = os.fstat(fd).st_size
+        return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ)) if size else memoryview(b"")
+    finally:
+        os.close(fd)
 
 
 def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
@@ -104,7 +110,7 @@ def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
     return ImageEmbedding.from_buffer(rows, fingerprint=description["fingerprint"])
 
 
-def pack_bytes(data: bytes) -> IO[bytes]:
+def pack_bytes(data: State) -> IO[bytes]:
     """Put bytes into a shared file."""
     file = _new_file()
     try:
