@@ -8,9 +8,10 @@ import os
 import socket
 import struct
 import threading
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import IO, Any, Final, NamedTuple
 
 __all__ = ["Channel", "Frame", "Kind", "WireError"]
@@ -19,6 +20,9 @@ _HEADER: Final = struct.Struct("<BBIII")  # kind, descriptors, number, bytes of 
 _LIMIT: Final = 256 << 20
 _CHUNK: Final = 1 << 16
 _MAX_FDS: Final = 8
+_INT: Final = array("i").itemsize
+_ANCILLARY: Final = socket.CMSG_LEN(_MAX_FDS * _INT)
+_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class Kind:
@@ -82,14 +86,14 @@ class Channel:
 
     def _flush(self) -> None:
         try:
-            while True:
+            while not self._waiting.empty():  # nobody else takes any: the lock is held
                 data, file = self._waiting.get_nowait()
                 if file is not None:
                     with file:
                         n = socket.send_fds(self._socket, [data], [file.fileno()])
                         data = data[n:]
                 self._socket.sendall(data)
-        except (Empty, OSError):
+        except OSError:
             pass
         except BaseException:  # a frame may be half sent, and nothing after it would be understood
             self.shutdown()
@@ -123,15 +127,15 @@ class Channel:
             raise WireError(str(exc)) from exc
 
     def _have(self, n: int) -> bool:
-        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         while len(self._buffer) < n:
-            try:
-                data, fds, _, _ = socket.recv_fds(
-                    self._socket, max(_CHUNK, n - len(self._buffer)), _MAX_FDS, flags
-                )
+            size = max(_CHUNK, n - len(self._buffer))
+            try:  # as socket.recv_fds, which takes as long as all the rest
+                data, messages, _, _ = self._socket.recvmsg(size, _ANCILLARY, _FLAGS)
             except OSError:
                 return False
-            self._fds.extend(fds)
+            for level, kind, numbers in messages:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self._fds.extend(memoryview(numbers[: len(numbers) // _INT * _INT]).cast("i"))
             if not data:
                 return False
             self._buffer += data
