@@ -251,8 +251,8 @@ class Server:
         return {"content": contents.to_data(kept[0]), "size": len(kept[1])}, pack_bytes(kept[1])
 
     def _adopt(self, frame: Frame) -> bool:
-        content = contents.from_data(frame.data["content"])
-        return self._parts.engine.adopt(content, map_bytes(frame.fds[0]))
+        state = map_bytes(frame.fds[0])
+        return self._parts.engine.adopt(contents.from_data(frame.data["content"]), state)
 
     def _sampler(self, data: dict[str, Any]) -> Any:
         from llava_native.constraint import Constraint
