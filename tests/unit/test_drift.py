@@ -83,8 +83,6 @@ def declared_blocks(kind: str):
                     found_kind = found[1]
                 elif line.startswith("ctypedef"):
                     found_kind = "typedef"
-                elif line.startswith("const") and "(" not in line:
-                    found_kind = "constant"
                 else:
                     found_kind = "function"
                 if found_kind == kind:
@@ -163,12 +161,6 @@ def test_typedef(header, line, members):
     found = re.search(rf"typedef ([\w *]*?)\b{name}\s*;", text)
     assert found, f"{header} has no type {name}"
     assert normal_type(target) == normal_type(found[1])
-
-
-@pytest.mark.parametrize(("header", "line", "members"), declared("constant"))
-def test_constant(header, line, members):
-    name = line.split()[-1]
-    assert re.search(rf"#\s*define\s+{name}\b", (LLAMA_CPP / HEADERS[header]).read_text("utf-8"))
 
 
 def test_something_was_compared():
