@@ -218,9 +218,8 @@ def table(wanted: dict[str, Scenario], found: dict[str, dict[str, list[float]]],
         medians = {name: harness.median(values) for name, values in found[key].items()}
         cells = [f"{medians[name]:.3g} {scenario.unit}" if name in medians else "" for name in names]
         words, is_met = scenario.verdict(medians)
-        lines.append(
-            f"| {scenario.title} | {' | '.join(cells)} | {words} | {'yes' if is_met else '**no**'} |"
-        )
+        mark = ("yes" if is_met else "**no**") if words else ""
+        lines.append(f"| {scenario.title} | {' | '.join(cells)} | {words} | {mark} |")
     return "\n".join(lines)
 
 

@@ -40,12 +40,13 @@ def read_ahead(path: str | os.PathLike[str], check: Callable[[], object]) -> Non
         room = host_room()
         if room is not None and size > room.free:
             return
-        piece = bytearray(min(_PIECE, size))
+        piece = bytearray()  # made when the first one has to be read
         for start in range(0, size, _PIECE):
             check()
             end = min(start + _PIECE, size)
             if not all(_is_there(number, offset) for offset in (*range(start, end, _STEP), end - 1)):
                 os.posix_fadvise(number, start, _AHEAD, os.POSIX_FADV_WILLNEED)
+                piece = piece or bytearray(min(_PIECE, size))
                 os.preadv(number, [piece], start)
 
 

@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=WHICH, seq=st.integers(0, 2))
     def sample(self, which: int, seq: int) -> None:
         held = self.pick(which)
-        if held.has(seq) and held.full(seq, 1)[1] and not held.full(seq, 1)[0]:
+        if held.has(seq) and held.full(seq, 1) == (False, True):
             self.run(lambda: held.context.eval([9], seq=seq))
             held.sequences[seq] += (9,)
             with Sampler(held.model, SamplingParams(temperature=0)) as sampler:
