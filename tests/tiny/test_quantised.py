@@ -1,0 +1,123 @@
+"""K-quants: many tokens at once give what one at a time gives, and what NumPy makes of the same weights.
+
+One token is multiplied by other code than many are, and how many decides which: on a CPU with AVX2 tiles
+from 7 rows on, half a tile up to 8 (vendor/patches/0007), several windows from 257 on.
+"""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+from support.gguf_parts import SIZES, Parts, RawTensor
+from support.reference import llama_logits
+from support.tiny_models import write_text_model
+
+from llava_native import Context, Model
+
+# where a block's float16 factors lie, in bytes, and how large they are so that weights are near 1/16
+FACTORS = {
+    "Q2_K": {80: 0.004, 82: 0.006},
+    "Q3_K": {108: 0.0015},
+    "Q4_K": {0: 0.0002, 2: 0.0015},
+    "Q5_K": {0: 0.0001, 2: 0.0015},
+    "Q6_K": {208: 0.00005},
+    "IQ4_XS": {0: 0.00005},
+}
+BATCHES = (2, 6, 7, 8, 9, 12, 16, 17, 33, 260)
+
+
+def blocks(kind: str, shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """Return bytes of a matrix: every code and every scale is as likely as any other."""
+    per_block, size = SIZES[gguf.GGMLQuantizationType[kind]]
+    data = random.integers(0, 256, (shape[0], shape[1] // per_block, size), np.uint8)
+    for offset, factor in FACTORS[kind].items():
+        data[..., offset : offset + 2] = np.frombuffer(np.float16(factor).tobytes(), np.uint8)
+    return data.reshape(shape[0], -1)
+
+
+def largest(kind: str, shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """Return bytes of a matrix whose codes and scales are all ones; its rows differ by a factor."""
+    per_block, size = SIZES[gguf.GGMLQuantizationType[kind]]
+    data = np.full((shape[0], shape[1] // per_block, size), 0xFF, np.uint8)
+    for offset, factor in FACTORS[kind].items():
+        factors = (factor * random.standard_normal(shape[0])).astype(np.float16)
+        data[..., offset : offset + 2] = factors.view(np.uint8).reshape(-1, 1, 2)
+    return data.reshape(shape[0], -1)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """A writer of Llamas with all matrices of their layers in one type: (path, weights, params)."""
+    written = {}
+
+    def write(kind: str, extreme: bool = False):
+        if (kind, extreme) not in written:
+            random = np.random.default_rng(5)
+            path = tmp_path_factory.mktemp("quantised") / f"{kind}{extreme}.gguf"
+            model = write_text_model(path, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, dtype="f32")
+            parts, weights = Parts.read(path), dict(model.weights)
+            for name, tensor in parts.tensors.items():
+                if not name.startswith("blk.") or len(tensor.shape) != 2:
+                    continue
+                shape = (tensor.shape[1], tensor.shape[0])
+                data = largest(kind, shape, random) if extreme else blocks(kind, shape, random)
+                number = gguf.GGMLQuantizationType[kind]
+                parts.tensors[name] = RawTensor(tensor.shape, number, data.tobytes())
+                weights[name] = dequantize(data, number)
+            if extreme:  # rows of one value are codes of 127 everywhere
+                for name, tensor in parts.tensors.items():
+                    if name in ("token_embd.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
+                        weights[name] = np.ones_like(weights[name])
+                        parts.tensors[name] = RawTensor(tensor.shape, 0, weights[name].tobytes())
+            path.write_bytes(parts.to_bytes())
+            written[kind, extreme] = path, weights, model.params
+        return written[kind, extreme]
+
+    return write
+
+
+def last_logits(model: Model, tokens: list[int], at_once: int) -> np.ndarray:
+    """Return the logits after `tokens`, evaluated so many at once."""
+    with Context(model, n_ctx=512, n_ubatch=512, n_threads=2) as ctx:
+        for start in range(0, len(tokens), at_once):
+            ctx.eval(tokens[start : start + at_once])
+        return np.array(ctx.logits)
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the root mean square of a difference, in standard deviations of `b`."""
+    return float(np.sqrt(np.mean((a - b) ** 2)) / np.std(b))
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_one_at_a_time_is_what_numpy_computes(quantised, kind):
+    path, weights, params = quantised(kind)
+    tokens = list(range(300, 340))
+    expected = llama_logits([tokens], weights, params)[-1]
+    with Model(path, repack=False) as model:
+        logits = last_logits(model, tokens, 1)
+    assert np.std(expected) > 0.3
+    assert apart(logits, expected) < 0.05  # activations have 8 bits
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_many_at_once_are_what_one_at_a_time_is(quantised, kind):
+    path, *_ = quantised(kind)
+    with Model(path, repack=False) as model:
+        for n in BATCHES:
+            tokens = list(range(300, 300 + n))
+            # sums in another order turn a few activations' last bit
+            assert apart(last_logits(model, tokens, n), last_logits(model, tokens, 1)) < 0.02, n
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_the_largest_codes_do_not_overflow(quantised, kind):
+    path, weights, params = quantised(kind, extreme=True)
+    tokens = list(range(300, 320))
+    expected = llama_logits([tokens], weights, params)[-1]
+    with Model(path, repack=False) as model:
+        together, alone = last_logits(model, tokens, 20), last_logits(model, tokens, 1)
+    assert apart(together, alone) < 0.02
+    assert apart(together, expected) < 0.05
