@@ -1,8 +1,9 @@
-"""Measure several callers at once against the pinned tree's own llama-server, side by side, in one run.
+"""Measure several callers at once against the pinned llama.cpp's own llama-server, side by side, in one run.
 
 All read the same files (`models.py`: the seeds' real shapes, random weights), answer greedily and never
 end early. The server answers over HTTP on this machine, llava_native in this process, llama-cpp-python
-(where a Python that has it is named) in a process of its own, one caller after the other.
+(where a Python that has it is named) in a process of its own, one caller after the other. The server is
+built from the pinned tree without our patches, and once more with them: what our kernels are worth shows.
 
     python benchmarks/bench_engine.py --docs docs/benchmarks.md     # everything; a round takes 40 minutes
     python benchmarks/bench_engine.py --only new_image four_questions --rounds 3
@@ -35,8 +36,10 @@ BEGIN, END = "<!-- engine:begin -->", "<!-- engine:end -->"
 QUESTIONS = ("What is this?", "Which colours are there?", "Who made it?", "Where was it taken?")
 N_ANSWER = 33
 OURS, SERVER, LLAMA_CPP_PYTHON = "llava_native", "llama-server", "llama-cpp-python"
-# llama-server as it comes, and with what makes single tokens fastest on a CPU
-FLAGS = {"defaults": [], "best flags": ["-fa", "off", "-ctk", "q8_0", "-ub", "640"]}
+# llama-server as it comes; with what makes single tokens fastest on a CPU; and the same with our kernels
+_FAST = ["-fa", "off", "-ctk", "q8_0", "-ub", "640"]
+FLAGS = {"defaults": [], "best flags": _FAST, "our patches": [*_FAST, "--no-repack"]}
+PATCHED = "our patches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +173,11 @@ def everybody(
     setup: sides.Setup, servers: Sequence[str], llama_cpp_python: Path | None
 ) -> dict[str, Callable[[], Side]]:
     """Return who is measured, by name: how each is started."""
-    makers: dict[str, Callable[[], Side]] = {
-        f"{SERVER}, {name}": functools.partial(
-            Server, setup.tools[SERVER], setup.files, setup.threads, FLAGS[name]
-        )
-        for name in servers
-    }
+    makers: dict[str, Callable[[], Side]] = {}
+    for name in servers:
+        tool = setup.tools[PATCHED if name == PATCHED else SERVER]
+        maker = functools.partial(Server, tool, setup.files, setup.threads, FLAGS[name])
+        makers[f"{name}, {SERVER}" if name == PATCHED else f"{SERVER}, {name}"] = maker
     if llama_cpp_python:
         makers[LLAMA_CPP_PYTHON] = functools.partial(
             LlamaCppPython, llama_cpp_python, setup.files, setup.threads
@@ -237,9 +239,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="page whose generated part is rewritten")
     args = parser.parse_args(argv)
     wanted = {key: s for key, s in SCENARIOS.items() if not args.only or key in args.only}
-    tools = peers.build(cache=args.cache, targets=(SERVER, "llama-quantize"))
+    patched = peers.build(cache=args.cache, targets=(SERVER, "llama-quantize"))
+    tools = peers.build(cache=args.cache, targets=(SERVER,), unpatched=True) | {PATCHED: patched[SERVER]}
     files = models.ensure(
-        "phi-3-mini", only=("text", "mmproj"), cache=args.cache, tool=tools["llama-quantize"]
+        "phi-3-mini", only=("text", "mmproj"), cache=args.cache, tool=patched["llama-quantize"]
     )
     jpeg = peers.source_dir() / "tools" / "mtmd" / "test-1.jpeg"
     picture = sides.square_picture(jpeg, peers.cache_dir(args.cache) / "test-1-336.png")
