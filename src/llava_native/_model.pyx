@@ -60,9 +60,9 @@ cdef class Model:
     use_mlock : bool, default False
         Keep the weights from being swapped out.
     repack : bool, optional
-        Copy quantised weights into the order that this CPU's kernels want. Default: where that is known to
-        be faster; Q4_K on a CPU with AVX2 and without AVX-512 is multiplied faster as it is stored. What is
-        not copied stays mapped from the file.
+        Copy quantised weights into another order, for kernels that want it. Default: where that is known to
+        be faster; Q4_K is multiplied faster as it is stored on a CPU with AVX2 and without AVX-512, and on one
+        with AVX-512 VNNI. What is not copied stays mapped from the file.
     vocab_only : bool, default False
         Load only the vocabulary; ``Context`` then refuses the model.
     kv_overrides : dict of str to (bool, int, float or str), optional

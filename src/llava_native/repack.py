@@ -15,7 +15,7 @@ _REPACKED: Final = {
     "AVX512": {"Q2_K"},
     "DOTPROD": {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"},
 }
-# What AVX2 alone multiplies faster as it is stored, see docs/benchmarks.md.
+# What AVX2 alone, and AVX-512 with VNNI, multiply faster as it is stored, see docs/benchmarks.md.
 _SLOWER: Final = {"Q4_K"}
 
 
@@ -48,7 +48,7 @@ def should_repack(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]
     Weights that are not copied stay mapped from their file, and processes share them.
     """
     has = _cpu_features(devices)
-    if "AVX2" not in has or "AVX512" in has:
+    if "AVX2" not in has or ("AVX512" in has and "AVX512_VNNI" not in has):
         return True
     sizes = repacked_nbytes(tensors, devices)
     return 2 * sum(size for kind, size in sizes.items() if kind in _SLOWER) <= sum(sizes.values())

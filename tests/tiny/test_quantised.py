@@ -1,10 +1,14 @@
 """K-quants: many tokens at once give what one at a time gives, and what NumPy makes of the same weights.
 
-One token is multiplied by other code than many are, and how many decides which: on a CPU with AVX2 tiles
-from 7 rows on, half a tile up to 8 (vendor/patches/0007), several windows from 257 on.
+One token is multiplied by other code than many are, and how many decides which: on a CPU with AVX2 tiles from
+6 on, half of them up to 8, narrow ones up to 16, several windows from 257 on (vendor/patches/0007).
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -25,7 +29,8 @@ FACTORS = {
     "Q6_K": {208: 0.00005},
     "IQ4_XS": {0: 0.00005},
 }
-BATCHES = (2, 6, 7, 8, 9, 12, 16, 17, 33, 260)
+pytestmark = pytest.mark.cpu("a GPU multiplies few tokens and many by kernels of its own")
+BATCHES = (2, 5, 6, 8, 9, 16, 17, 25, 33, 260)
 
 
 def blocks(kind: str, shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
@@ -47,35 +52,38 @@ def largest(kind: str, shape: tuple[int, int], random: np.random.Generator) -> n
     return data.reshape(shape[0], -1)
 
 
+def write(path: Path, kinds: Sequence[str], make: Callable[..., np.ndarray], **shape: int):
+    """Write a Llama whose layers' matrices have these types in turn; return its weights and shape, too."""
+    random, turns = np.random.default_rng(5), itertools.cycle(kinds)
+    model = write_text_model(path, dtype="f16", n_ff=512, **shape)
+    parts, weights = Parts.read(path), dict(model.weights)
+    for name, tensor in parts.tensors.items():
+        if name.startswith("blk.") and len(tensor.shape) == 2:
+            kind = next(turns)
+            data = make(kind, tensor.shape[::-1], random)
+            number = gguf.GGMLQuantizationType[kind]
+            parts.tensors[name] = RawTensor(tensor.shape, number, data.tobytes())
+            weights[name] = dequantize(data, number)
+        elif make is largest and (name == "token_embd.weight" or name.startswith("blk.0")):
+            weights[name] = np.ones_like(weights[name])  # rows of one value are codes of 127 everywhere
+            ones = weights[name].astype(np.float32 if tensor.type == 0 else np.float16)
+            parts.tensors[name] = RawTensor(tensor.shape, tensor.type, ones.tobytes())
+    path.write_bytes(parts.to_bytes())
+    return weights, model.params
+
+
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
     """A writer of Llamas with all matrices of their layers in one type: (path, weights, params)."""
-    written = {}
+    written: dict[tuple, tuple] = {}
 
-    def write(kind: str, extreme: bool = False):
-        if (kind, extreme) not in written:
-            random = np.random.default_rng(5)
-            path = tmp_path_factory.mktemp("quantised") / f"{kind}{extreme}.gguf"
-            model = write_text_model(path, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, dtype="f32")
-            parts, weights = Parts.read(path), dict(model.weights)
-            for name, tensor in parts.tensors.items():
-                if not name.startswith("blk.") or len(tensor.shape) != 2:
-                    continue
-                shape = (tensor.shape[1], tensor.shape[0])
-                data = largest(kind, shape, random) if extreme else blocks(kind, shape, random)
-                number = gguf.GGMLQuantizationType[kind]
-                parts.tensors[name] = RawTensor(tensor.shape, number, data.tobytes())
-                weights[name] = dequantize(data, number)
-            if extreme:  # rows of one value are codes of 127 everywhere
-                for name, tensor in parts.tensors.items():
-                    if name in ("token_embd.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
-                        weights[name] = np.ones_like(weights[name])
-                        parts.tensors[name] = RawTensor(tensor.shape, 0, weights[name].tobytes())
-            path.write_bytes(parts.to_bytes())
-            written[kind, extreme] = path, weights, model.params
-        return written[kind, extreme]
+    def one(kind: str, make=blocks):
+        if (kind, make) not in written:
+            path = tmp_path_factory.mktemp("quantised") / "text.gguf"
+            written[kind, make] = path, *write(path, [kind], make, n_embd=256, n_head=4, n_head_kv=2)
+        return written[kind, make]
 
-    return write
+    return one
 
 
 def last_logits(model: Model, tokens: list[int], at_once: int) -> np.ndarray:
@@ -114,10 +122,24 @@ def test_many_at_once_are_what_one_at_a_time_is(quantised, kind):
 
 @pytest.mark.parametrize("kind", FACTORS)
 def test_the_largest_codes_do_not_overflow(quantised, kind):
-    path, weights, params = quantised(kind, extreme=True)
+    path, weights, params = quantised(kind, largest)
     tokens = list(range(300, 320))
     expected = llama_logits([tokens], weights, params)[-1]
     with Model(path, repack=False) as model:
-        together, alone = last_logits(model, tokens, 20), last_logits(model, tokens, 1)
-    assert apart(together, alone) < 0.02
-    assert apart(together, expected) < 0.05
+        alone = last_logits(model, tokens, 1)
+        for n in (10, 20):
+            together = last_logits(model, tokens, n)
+            assert apart(together, alone) < 0.02, n
+            assert apart(together, expected) < 0.05, n
+
+
+def test_wide_rows_and_matrices_that_fill_no_tile(tmp_path):
+    """Three blocks of 256 a row, and keys of 24 rows where tiles have 16."""
+    path = tmp_path / "text.gguf"
+    weights, params = write(path, [*FACTORS], blocks, n_embd=768, n_head=32, n_head_kv=1)
+    with Model(path, repack=False) as model:
+        for n in BATCHES:
+            tokens = list(range(300, 300 + n))
+            alone, together = last_logits(model, tokens, 1), last_logits(model, tokens, n)
+            assert apart(together, alone) < 0.02, n
+            assert n > 40 or apart(together, llama_logits([tokens], weights, params)[-1]) < 0.05, n

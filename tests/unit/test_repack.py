@@ -10,6 +10,7 @@ from llava_native.repack import repacked_nbytes, should_repack
 FEATURES = {
     "avx2": ("SSE3", "AVX", "AVX2", "REPACK"),
     "avx512": ("AVX", "AVX2", "AVX512", "REPACK"),
+    "vnni": ("AVX", "AVX2", "AVX512", "AVX512_VNNI", "REPACK"),
     "arm": ("NEON", "DOTPROD", "REPACK"),
     "none": ("SSE3", "AVX", "AVX2"),
 }
@@ -57,6 +58,8 @@ def test_what_is_not_multiplied_in_groups_of_rows_is_not_copied():
         ("avx2", {"Q4_0": 20}, True),
         ("avx2", {"Q8_0": 20}, True),  # nothing would be copied
         ("avx512", {"Q4_K": 20}, True),
+        ("vnni", {"Q4_K": 20}, False),
+        ("vnni", {"Q4_0": 20}, True),
         ("arm", {"Q4_K": 20}, True),
     ],
 )

@@ -14,9 +14,10 @@ _MOST, _MOST_SHARING = 256, 64
 class Pace:
     """Learns from each evaluation how many tokens take 0.2 s.
 
-    Where even a few take longer, small slices make everybody late: on two cores each costs 0.8 s, however few
-    its tokens are, and 44 ms a token. So a slice has 32 for each caller who waits for a first token, and 256
-    at most; answers, which get a token a slice, are held up the longer the more callers that spares time.
+    Where even a few take longer, small slices make everybody late: on two cores each costs 0.3 s, however few
+    its tokens are, and 23 to 31 ms a token. So a slice has 32 for each caller who waits for a first token,
+    and 256 at most; answers, which get a token a slice, are held up the longer the more callers that spares
+    time.
 
     Parameters
     ----------
