@@ -42,6 +42,8 @@ _MAX_RUN = 1500  # characters of one class; overflows a 512 KB stack at about 1,
 # the classes of the splitter's regex: \s, \p{L}, \p{N}, the rest; where Python's differ, a little wider
 _LONG_RUN = re.compile("|".join(rf"(?:{kind}){{{_MAX_RUN},}}" for kind in (
     r"\s", r"[^\W\d_]", r"\d|[^\W\x00-\x7f]", r"[^\w\s]|[_\x1c-\x1f]")))
+# UTF-8's pattern beyond the last code point: the one kind of invalid bytes that llama.cpp does not replace
+_BEYOND_UNICODE = re.compile(rb"\xf4[\x90-\xbf][\x80-\xbf]{2}|[\xf5-\xf7][\x80-\xbf]{3}")
 
 
 cdef class Model:
@@ -61,8 +63,8 @@ cdef class Model:
         Keep the weights from being swapped out.
     repack : bool, optional
         Copy quantised weights into another order, for kernels that want it. Default: where that is known to
-        be faster; Q4_K is multiplied faster as it is stored on a CPU with AVX2 and without AVX-512, and on one
-        with AVX-512 VNNI. What is not copied stays mapped from the file.
+        be faster; Q4_K is multiplied faster as it is stored on a CPU with AVX2 and without AVX-512, and on
+        one with AVX-512 VNNI. What is not copied stays mapped from the file.
     vocab_only : bool, default False
         Load only the vocabulary; ``Context`` then refuses the model.
     kv_overrides : dict of str to (bool, int, float or str), optional
@@ -197,7 +199,7 @@ cdef class Model:
         Parameters
         ----------
         text : str or bytes
-            UTF-8 where bytes.
+            UTF-8 where bytes; others become byte tokens, or U+FFFD where the vocabulary has none.
         add_special : bool, default True
             Add BOS (and EOS) where the model wants them.
         parse_special : bool, default False
@@ -222,8 +224,10 @@ cdef class Model:
         raw = text.encode() if isinstance(text, str) else bytes(memoryview(text))
         if len(raw) >= 2**31 - 16:
             raise InvalidInputError(f"the text has {len(raw)} bytes; at most 2 GiB can be tokenised")
-        if len(raw) >= _MAX_RUN and not self._info["is_spm"]:
-            self._check_runs(raw)
+        if not self._info["is_spm"]:
+            raw = _BEYOND_UNICODE.sub("\N{REPLACEMENT CHARACTER}".encode(), raw)
+            if len(raw) >= _MAX_RUN:
+                self._check_runs(raw)
         self._calls += 1
         try:
             return native_tokenize(self.c_open(), raw, add_special, parse_special)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.child import outcome
 from support.tiny_models import CHAT_TEMPLATES, write_text_model
@@ -58,6 +58,8 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(vocab_model, text):
 
 
 @many
+@example(data=b"\xf4\x90\x80\x80 \xf5\x80\x80\x80 \xf7\xbf\xbf\xbf")  # UTF-8's pattern beyond U+10FFFF
+@example(data=b"\xf8\xff\xed\xa0\x80\xc0\x80\xe2\x82")
 @given(data=st.binary(max_size=40))
 def test_any_bytes_are_tokenised(vocab_model, data):
     ids = vocab_model.tokenize(data)
