@@ -50,18 +50,30 @@ class Comparison:
     higher_is_better: bool = False
 
 
+def _bench_prefills() -> dict[str, Side]:
+    """Return llama-bench's settings that may be its best for a prompt."""
+    return {
+        f"fa {fa}, ub {ub}, {how}": functools.partial(sides.peer_prefill, flash=fa, ubatch=ub, repack=repack)
+        for fa in ("on", "off")
+        for how, repack, ub in (("copied", True, 512), ("as stored", False, 592))
+    }
+
+
+def _bench_decodes() -> dict[str, Side]:
+    """Return llama-bench's settings that may be its best for single tokens."""
+    decode = sides.peer_decode
+    return {
+        "fa on, as stored": functools.partial(decode, flash="on", repack=False),
+        "fa off, as stored": functools.partial(decode, flash="off", repack=False),
+        "fa off, copied": functools.partial(decode, flash="off", repack=True),
+        "fa off, as stored, keys q8_0": functools.partial(decode, flash="off", repack=False, cache="q8_0"),
+    }
+
+
 def _comparisons() -> list[Comparison]:
     """List everything that is measured, with the bounds that it should keep."""
     s = sides
     bf16 = {"bf16": 0.80} if re.search("avx512_bf16|amx_bf16", cpu_name()) else {}
-    prefills: dict[str, Side] = {
-        f"fa {fa}, ub {ub}": functools.partial(s.peer_prefill, flash=fa, ubatch=ub)
-        for fa in ("on", "off")
-        for ub in (512, 592)
-    }
-    decodes: dict[str, Side] = {
-        f"fa {fa}": functools.partial(s.peer_decode, flash=fa) for fa in ("on", "off")
-    }
     return [
         Comparison(
             "import", "`import llava_native`", "ms",
@@ -80,13 +92,12 @@ def _comparisons() -> list[Comparison]:
                 "fa on": functools.partial(s.ours_prefill, flash="on", rows=576),
                 "fa on, tokens only": functools.partial(s.ours_prefill, flash="on", rows=0),
             },
-            prefills, {"default": 1 / 1.02}, higher_is_better=True,
+            _bench_prefills(), {"default": 1 / 1.02}, higher_is_better=True,
         ),
         Comparison(
             "decode", "decode at depth 600", "tokens/s",
             {fa: functools.partial(s.ours_decode, flash=flash) for fa, flash in FLASH.items()},
-            {**decodes, "fa off, keys q8_0": functools.partial(s.peer_decode, flash="off", cache="q8_0")},
-            {"default": 0.98}, higher_is_better=True,
+            _bench_decodes(), {"default": 0.98}, higher_is_better=True,
         ),
         Comparison(
             "rss", "peak RSS, whole job", "MiB",

@@ -77,25 +77,25 @@ def ours_encode(setup: Setup, dtype: str) -> Sample:
     return Sample(answer["ms"], done.foreign, {"dtype": answer["dtype"]})
 
 
-def peer_bench(setup: Setup, flash: str, ubatch: int, *test: object) -> Sample:
+def peer_bench(setup: Setup, flash: str, ubatch: int, repack: bool, *test: object) -> Sample:
     """Run llama-bench with one setting; its values are tokens per second."""
     done = _peer(
         setup, "llama-bench", "-m", setup.files["text"], "-t", setup.threads, "-fa", flash,
-        "-ub", ubatch, "-r", setup.repeat, "-o", "json", *test,
+        "-ub", ubatch, "--repack", int(repack), "-r", setup.repeat, "-o", "json", *test,
     )  # fmt: skip
     (result,) = json.loads(done.stdout)
     return Sample([float(v) for v in result["samples_ts"]], done.foreign)
 
 
-def peer_prefill(setup: Setup, flash: str, ubatch: int) -> Sample:
+def peer_prefill(setup: Setup, flash: str, ubatch: int, repack: bool) -> Sample:
     """Prefill as many tokens as the prompt and the image have together."""
-    return peer_bench(setup, flash, ubatch, "-p", setup.depth, "-n", 0)
+    return peer_bench(setup, flash, ubatch, repack, "-p", setup.depth, "-n", 0)
 
 
-def peer_decode(setup: Setup, flash: str, cache: str = "f16") -> Sample:
+def peer_decode(setup: Setup, flash: str, repack: bool, cache: str = "f16") -> Sample:
     """Generate after `depth` tokens, without sampling; `cache` is the type of the keys."""
     test = ("-p", 0, "-n", setup.n_gen, "-d", setup.depth, "-ctk", cache)
-    return peer_bench(setup, flash, setup.ubatch, *test)
+    return peer_bench(setup, flash, setup.ubatch, repack, *test)
 
 
 def ours_prefill(setup: Setup, flash: str, rows: int) -> Sample:
