@@ -225,7 +225,8 @@ cdef class Model:
         if len(raw) >= 2**31 - 16:
             raise InvalidInputError(f"the text has {len(raw)} bytes; at most 2 GiB can be tokenised")
         if not self._info["is_spm"]:
-            raw = _BEYOND_UNICODE.sub("\N{REPLACEMENT CHARACTER}".encode(), raw)
+            if not isinstance(text, str):
+                raw = _BEYOND_UNICODE.sub("\N{REPLACEMENT CHARACTER}".encode(), raw)
             if len(raw) >= _MAX_RUN:
                 self._check_runs(raw)
         self._calls += 1
