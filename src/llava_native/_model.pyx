@@ -64,7 +64,8 @@ cdef class Model:
     repack : bool, optional
         Copy quantised weights into another order, for kernels that want it. Default: where that is known to
         be faster; Q4_K is multiplied faster as it is stored on a CPU with AVX2 and without AVX-512, and on
-        one with AVX-512 VNNI. What is not copied stays mapped from the file.
+        one with AVX-512 VNNI; so are Q5_K, Q6_K and Q8_0 on one with AMX. What is not copied stays mapped
+        from the file.
     vocab_only : bool, default False
         Load only the vocabulary; ``Context`` then refuses the model.
     kv_overrides : dict of str to (bool, int, float or str), optional

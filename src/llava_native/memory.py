@@ -10,7 +10,7 @@ from llava_native.errors import NotEnoughMemoryError
 from llava_native.gguf import GGUFHeader, read_header
 from llava_native.machine import Room, host_room
 from llava_native.preflight.text import all_tensors
-from llava_native.repack import repacked_nbytes, should_repack
+from llava_native.repack import copied_nbytes, should_repack
 
 __all__ = ["MemoryEstimate", "check_fits", "estimate_memory", "estimate_pair"]
 
@@ -113,9 +113,11 @@ def estimate_memory(
     weights = repacked = kv = compute = 0
     if shape is not None:
         tensors = all_tensors(shape.header).values()
-        if not on_gpu and (should_repack(tensors, devices) if repack is None else repack):
-            repacked = sum(repacked_nbytes(tensors, devices).values())
-        weights = sum(tensor.nbytes for tensor in tensors) - repacked
+        copies = not on_gpu and (should_repack(tensors, devices) if repack is None else repack)
+        for tensor in tensors:
+            copied = copied_nbytes(tensor, devices) if copies else 0
+            repacked += copied
+            weights += 0 if copied else tensor.nbytes
         kv = shape.kv(n_ctx, type_k, type_v)
         if flash_attn is None:
             flash_attn = on_gpu or type_v == "q8_0"  # as Context does

@@ -1,4 +1,4 @@
-"""Repacking: copies of quantised weights, in the order that a CPU's kernels want (ggml-cpu/repack.cpp)."""
+"""Repacking: copies of weights in the order that a CPU's kernels want (ggml-cpu/repack.cpp, ggml-cpu/amx)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from llava_native.gguf import Tensor
 
-__all__ = ["repacked_nbytes", "should_repack"]
+__all__ = ["copied_nbytes", "should_repack"]
 
 # What is copied, by what the CPU has.
 _REPACKED: Final = {
@@ -15,29 +15,40 @@ _REPACKED: Final = {
     "AVX512": {"Q2_K"},
     "DOTPROD": {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"},
 }
-# What AVX2 alone, and AVX-512 with VNNI, multiply faster as it is stored, see docs/benchmarks.md.
-_SLOWER: Final = {"Q4_K"}
+# What AMX copies first, and how much larger the copy is.
+_AMX: Final = {
+    "Q4_0": 1.0,
+    "Q4_1": 1.0,
+    "Q8_0": 38 / 34,
+    "Q4_K": 148 / 144,
+    "Q5_K": 180 / 176,
+    "Q6_K": 1.0,
+    "IQ4_XS": 138 / 136,
+    "F16": 1.0,
+}
+# What is multiplied as fast as it is stored (docs/benchmarks.md): by AVX2 alone or AVX-512 with VNNI; by AMX.
+_NO_FASTER: Final = {"Q4_K"}
+_NO_FASTER_BY_AMX: Final = {"Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"}
 
 
-def repacked_nbytes(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the bytes of the weights that would be copied, by their type.
+def copied_nbytes(tensor: Tensor, devices: Sequence[Mapping[str, Any]]) -> int:
+    """Return the bytes of the copy that would be made of a weight of a text model; 0 for none.
 
     Parameters
     ----------
-    tensors : iterable of Tensor
-        Of a text model.
+    tensor : Tensor
     devices : sequence of mapping
         As ``llava_native.devices`` returns them.
     """
     has = _cpu_features(devices)
-    copied = set().union(*(types for feature, types in _REPACKED.items() if feature in has))
-    if "REPACK" not in has:
-        copied.clear()
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        if tensor.type in copied and _is_multiplied(tensor):
-            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
-    return sizes
+    if len(tensor.shape) < 2 or tensor.name == "token_embd.weight":  # whose rows are looked up
+        return 0
+    if "AMX_INT8" in has and tensor.type in _AMX and tensor.shape[1] % 32 == 0:
+        return round(tensor.nbytes * _AMX[tensor.type])
+    repacked = "REPACK" in has and any(
+        feature in has and tensor.type in _REPACKED[feature] for feature in _REPACKED
+    )
+    return tensor.nbytes if repacked and tensor.shape[1] % 8 == 0 else 0
 
 
 def should_repack(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]]) -> bool:
@@ -50,8 +61,13 @@ def should_repack(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]
     has = _cpu_features(devices)
     if "AVX2" not in has or ("AVX512" in has and "AVX512_VNNI" not in has):
         return True
-    sizes = repacked_nbytes(tensors, devices)
-    return 2 * sum(size for kind, size in sizes.items() if kind in _SLOWER) <= sum(sizes.values())
+    no_faster = _NO_FASTER_BY_AMX if "AMX_INT8" in has else _NO_FASTER
+    copied = useless = 0
+    for tensor in tensors:
+        nbytes = copied_nbytes(tensor, devices)
+        copied += nbytes
+        useless += nbytes if tensor.type in no_faster else 0
+    return 2 * useless <= copied
 
 
 def _cpu_features(devices: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -61,13 +77,4 @@ def _cpu_features(devices: Sequence[Mapping[str, Any]]) -> frozenset[str]:
         for device in devices
         for feature, value in device.get("features", {}).items()
         if value not in ("0", "")
-    )
-
-
-def _is_multiplied(tensor: Tensor) -> bool:
-    """Tell whether matrices are multiplied with a tensor, in whole groups of rows."""
-    return (
-        len(tensor.shape) >= 2
-        and tensor.shape[1] % 8 == 0
-        and tensor.name != "token_embd.weight"  # whose rows are looked up
     )

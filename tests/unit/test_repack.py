@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from llava_native.gguf import Tensor
-from llava_native.repack import repacked_nbytes, should_repack
+from llava_native.repack import copied_nbytes, should_repack
 
 FEATURES = {
     "avx2": ("SSE3", "AVX", "AVX2", "REPACK"),
     "avx512": ("AVX", "AVX2", "AVX512", "REPACK"),
     "vnni": ("AVX", "AVX2", "AVX512", "AVX512_VNNI", "REPACK"),
+    "amx": ("AVX", "AVX2", "AVX512", "AVX512_VNNI", "AMX_INT8", "REPACK"),
     "arm": ("NEON", "DOTPROD", "REPACK"),
     "none": ("SSE3", "AVX", "AVX2"),
 }
@@ -18,35 +19,40 @@ FEATURES = {
 
 def cpu(name):
     return [
-        {"type": "cpu", "features": dict.fromkeys(FEATURES[name], "1") | {"AMX_INT8": "0"}},
+        {"type": "cpu", "features": {"AMX_INT8": "0"} | dict.fromkeys(FEATURES[name], "1")},
         {"type": "gpu", "features": {}},
     ]
 
 
 def tensors(**types):
-    """Matrices of 8 rows: type=bytes."""
-    return [Tensor(f"blk.0.{kind}", (256, 8), kind, 0, size) for kind, size in types.items()]
+    """Matrices of 32 rows: type=bytes."""
+    return [Tensor(f"blk.0.{kind}", (256, 32), kind, 0, size) for kind, size in types.items()]
 
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        ("avx2", {"Q4_0": 10, "Q4_K": 20}),
-        ("avx512", {"Q4_0": 10, "Q4_K": 20, "Q2_K": 5}),
-        ("arm", {"Q4_0": 10, "Q4_K": 20, "Q6_K": 40}),
+        ("avx2", {"Q4_0": 10, "Q4_K": 1440}),
+        ("avx512", {"Q4_0": 10, "Q4_K": 1440, "Q2_K": 5}),
+        ("arm", {"Q4_0": 10, "Q4_K": 1440, "Q6_K": 40}),
+        ("amx", {"Q4_0": 10, "Q4_K": 1480, "Q6_K": 40, "Q2_K": 5, "F16": 80}),
         ("none", {}),
     ],
 )
 def test_what_is_copied_is_the_cpus_business(name, sizes):
-    weights = tensors(Q4_0=10, Q4_K=20, Q6_K=40, Q2_K=5, F16=80)
-    assert repacked_nbytes(weights, cpu(name)) == sizes
+    weights = tensors(Q4_0=10, Q4_K=1440, Q6_K=40, Q2_K=5, F16=80)
+    copied = {weight.type: copied_nbytes(weight, cpu(name)) for weight in weights}
+    assert {kind: size for kind, size in copied.items() if size} == sizes
 
 
 def test_what_is_not_multiplied_in_groups_of_rows_is_not_copied():
-    rows = Tensor("token_embd.weight", (256, 8), "Q4_0", 0, 10)
-    odd = Tensor("output.weight", (256, 9), "Q4_0", 0, 10)
+    rows = Tensor("token_embd.weight", (256, 32), "Q4_0", 0, 10)
+    odd = Tensor("output.weight", (256, 33), "Q4_0", 0, 10)
     flat = Tensor("blk.0.attn_norm.weight", (256,), "Q4_0", 0, 10)
-    assert repacked_nbytes([rows, odd, flat], cpu("avx2")) == {}
+    assert [copied_nbytes(tensor, cpu("avx2")) for tensor in (rows, odd, flat)] == [0, 0, 0]
+    few = Tensor("blk.0.attn_k.weight", (256, 8), "Q8_0", 0, 10)  # AMX wants 32 rows
+    assert copied_nbytes(few, cpu("amx")) == 0
+    assert copied_nbytes(Tensor(few.name, few.shape, "Q4_0", 0, 10), cpu("amx")) == 10
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,8 @@ def test_what_is_not_multiplied_in_groups_of_rows_is_not_copied():
         ("avx512", {"Q4_K": 20}, True),
         ("vnni", {"Q4_K": 20}, False),
         ("vnni", {"Q4_0": 20}, True),
+        ("amx", {"Q4_K": 20, "Q6_K": 40, "Q8_0": 10, "F16": 10}, False),
+        ("amx", {"Q4_0": 20, "F16": 10}, True),
         ("arm", {"Q4_K": 20}, True),
     ],
 )
