@@ -5,7 +5,7 @@ included), in Release, for this machine (``GGML_NATIVE``), static, without netwo
 second build in the same cache folder is incremental.
 
     python benchmarks/peers.py                      # every program, from vendor/llama.cpp
-    python benchmarks/peers.py --unpatched          # the same, our patches taken out again
+    python benchmarks/peers.py --unpatched          # the same, our patches taken out again (but KEPT)
     python benchmarks/peers.py --targets llama-quantize --source ~/llama.cpp
 """
 
@@ -44,6 +44,7 @@ OPTIONS = {
     "LLAMA_BUILD_SERVER": "ON",
     "MTMD_VIDEO": "OFF",
 }
+KEPT = "0012-amx-tile-configuration.patch"  # without it every program dies of SIGILL on a CPU with AMX
 
 
 def cache_dir(path: str | os.PathLike[str] | None = None) -> Path:
@@ -91,18 +92,19 @@ def source_dir(path: str | os.PathLike[str] | None = None) -> Path:
 
 
 def unpatched_tree(source: Path, cache: Path) -> Path:
-    """Copy `source` into the cache and take our patches out of the copy, the last one first."""
-    stamp = source / ".llava_native_stamp"  # changes with the pin and with every patch
-    mark = f"{zlib.crc32(stamp.read_bytes()):08x}" if stamp.exists() else "checkout"
-    copy = cache / f"llama.cpp-unpatched-{mark}"
+    """Copy `source` into the cache and take our patches but `KEPT` out of the copy, the last one first."""
+    pin = (VENDOR / "llama.cpp.toml").read_bytes() + (VENDOR / "patches" / KEPT).read_bytes()
+    is_pinned = (source / ".llava_native_stamp").exists()
+    copy = cache / f"llama.cpp-unpatched-{f'{zlib.crc32(pin):08x}' if is_pinned else 'checkout'}"
     if copy.exists():
         return copy
     partial = cache / "llama.cpp-unpatched.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".git", "build"))
     for patch in sorted((VENDOR / "patches").glob("*.patch"), reverse=True):
-        command = ["patch", "-R", "-p1", "--forward", "-i", str(patch)]
-        subprocess.run(command, cwd=partial, check=True, stdout=subprocess.DEVNULL)
+        if patch.name != KEPT:
+            command = ["patch", "-R", "-p1", "--forward", "-i", str(patch)]
+            subprocess.run(command, cwd=partial, check=True, stdout=subprocess.DEVNULL)
     partial.rename(copy)
     return copy
 

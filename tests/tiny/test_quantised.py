@@ -35,7 +35,7 @@ FACTORS = {
 pytestmark = pytest.mark.cpu("a GPU multiplies few tokens and many by kernels of its own")
 AMX = any(device.get("features", {}).get("AMX_INT8") == "1" for device in devices())
 # sums in another order turn a few activations' last bit; AMX has activations in BF16, not in 8 bits
-CLOSE = 0.04 if AMX else 0.02
+CLOSE = 0.05 if AMX else 0.02
 BATCHES = (2, 4, 5, 6, 8, 9, 16, 17, 25, 33, 260)
 
 
