@@ -43,7 +43,8 @@ def copied_nbytes(tensor: Tensor, devices: Sequence[Mapping[str, Any]]) -> int:
     has = _cpu_features(devices)
     if len(tensor.shape) < 2 or tensor.name == "token_embd.weight":  # whose rows are looked up
         return 0
-    if "AMX_INT8" in has and tensor.type in _AMX and tensor.shape[1] % 32 == 0:
+    by_amx = "AMX_INT8" in has and tensor.type in _AMX and len(tensor.shape) == 2
+    if by_amx and tensor.shape[1] % 32 == 0:
         return round(tensor.nbytes * _AMX[tensor.type])
     repacked = "REPACK" in has and any(
         feature in has and tensor.type in _REPACKED[feature] for feature in _REPACKED

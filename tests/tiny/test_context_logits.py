@@ -56,6 +56,16 @@ def test_logits_after_text_image_text(tiny_pair, picture, vocab, layout):
     assert np.abs(logits - moved).max() > 0.1
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 20])
+def test_one_head_of_keys_for_sixteen_of_queries(tmp_path, at_once):
+    text = write_text_model(tmp_path / "text.gguf", n_embd=512, n_head=16, n_head_kv=1, n_ff=256)
+    tokens = list(range(300, 320))
+    with Model(text.path) as model:
+        parts = [tokens[i : i + at_once] for i in range(0, len(tokens), at_once)]
+        logits = evaluate(model, parts)
+    assert_logits(logits, llama_logits([tokens], text.weights, text.params)[-1])
+
+
 def test_logits_are_those_of_the_last_token_of_each_eval(pair, model, ctx):
     ids = model.tokenize("one two three four five")
     reference = llama_logits([ids], pair.text.weights, pair.text.params)

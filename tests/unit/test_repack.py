@@ -53,6 +53,8 @@ def test_what_is_not_multiplied_in_groups_of_rows_is_not_copied():
     few = Tensor("blk.0.attn_k.weight", (256, 8), "Q8_0", 0, 10)  # AMX wants 32 rows
     assert copied_nbytes(few, cpu("amx")) == 0
     assert copied_nbytes(Tensor(few.name, few.shape, "Q4_0", 0, 10), cpu("amx")) == 10
+    experts = Tensor("blk.0.ffn_up_exps.weight", (256, 32, 4), "Q6_K", 0, 10)  # nor does it take these
+    assert copied_nbytes(experts, cpu("amx")) == 0
 
 
 @pytest.mark.parametrize(
