@@ -126,12 +126,12 @@ def peer_ask(setup: Setup) -> Sample:
     return Sample([done.peak_rss / 2**20], done.foreign, {"text": done.stdout.strip()})
 
 
-def ours_ask(setup: Setup, dtype: str, flash: str) -> Sample:
-    """Do the same in one Python process."""
+def ours_ask(setup: Setup, dtype: str, flash: str, repack: bool = False) -> Sample:
+    """Do the same in one Python process; with `repack` weights are copied, as llama-mtmd-cli does."""
     answer, done = _ours(
         setup, "ask", "--model", setup.files["text"], "--mmproj", setup.files["mmproj"], "--image",
         setup.picture, "--question", QUESTION, "--n", setup.n_answer, "--ctx", setup.n_ctx,
-        "--ubatch", setup.ubatch, "--dtype", dtype, "--flash-attn", flash,
+        "--ubatch", setup.ubatch, "--dtype", dtype, "--flash-attn", flash, *(["--repack"] if repack else []),
     )  # fmt: skip
     note = {"text": answer["text"].strip(), "seconds": answer["seconds"]}
     return Sample([done.peak_rss / 2**20], done.foreign, note)

@@ -132,7 +132,7 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
 
     begin = time.perf_counter()
     encoder = ImageEncoder(args.mmproj, n_threads=args.threads, dtype=args.dtype)
-    with encoder, Model(args.model) as model:
+    with encoder, Model(args.model, repack=args.repack) as model:
         loaded = time.perf_counter()
         with _context(args, model) as ctx:
             rows = encoder.encode(args.image)
@@ -182,6 +182,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--n", type=int, default=32)
         if job is ask:
             sub.add_argument("--question", default="What is this?")
+            sub.add_argument(
+                "--repack", action="store_true", default=None, help="copy weights, as llama.cpp does"
+            )
     return top
 
 
