@@ -8,6 +8,8 @@ tiles of BF16 from 4 or 64 on, two panels of 16 at a time (vendor/patches/0013).
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -145,6 +147,36 @@ def test_tiles_of_bf16_are_nearer_to_the_truth(quantised, kind):
     with Model(path, repack=False) as model:
         alone, together = last_logits(model, tokens, 1), last_logits(model, tokens, len(tokens))
     assert apart(together, expected) < apart(alone, expected)
+
+
+NO_LEAVE = """
+import ctypes, logging, sys
+import numpy as np
+
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+memory = ctypes.create_string_buffer(6000)  # a signal's frame with tiles would not fit: Linux refuses them
+stack = Stack(ctypes.addressof(memory), 0, len(memory))
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+logging.basicConfig(level=logging.WARNING)
+from llava_native import Context, Model
+
+with Model(sys.argv[1], repack=False) as model, Context(model, n_ctx=512, n_threads=2) as context:
+    context.eval(list(range(300, 340)))
+    np.save(sys.argv[2], np.array(context.logits))
+"""
+
+
+@pytest.mark.skipif(not AMX or sys.platform != "linux", reason="the CPU, or this build, has no AMX")
+def test_a_process_that_may_not_use_tiles_computes_without(quantised, tmp_path):
+    path, weights, params = quantised("Q4_K")
+    saved = tmp_path / "logits.npy"
+    command = [sys.executable, "-c", NO_LEAVE, str(path), str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "lets this process use no AMX tiles" in done.stderr
+    assert apart(np.load(saved), llama_logits([list(range(300, 340))], weights, params)[-1]) < 0.05
 
 
 @pytest.mark.parametrize("kind", FACTORS)
