@@ -114,10 +114,9 @@ def estimate_memory(
     if shape is not None:
         tensors = all_tensors(shape.header).values()
         copies = not on_gpu and (should_repack(tensors, devices) if repack is None else repack)
-        for tensor in tensors:
-            copied = copied_nbytes(tensor, devices) if copies else 0
-            repacked += copied
-            weights += 0 if copied else tensor.nbytes
+        sizes = copied_nbytes(tensors, devices) if copies else {}
+        repacked = sum(sizes.values())
+        weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in sizes)
         kv = shape.kv(n_ctx, type_k, type_v)
         if flash_attn is None:
             flash_attn = on_gpu or type_v == "q8_0"  # as Context does

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from llava_native.gguf import Tensor
@@ -31,28 +31,33 @@ _NO_FASTER: Final = {"Q4_K"}
 _NO_FASTER_BY_AMX: Final = {"Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"}
 
 
-def copied_nbytes(tensor: Tensor, devices: Sequence[Mapping[str, Any]]) -> int:
-    """Return the bytes of the copy that would be made of a weight of a text model; 0 for none.
+def copied_nbytes(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the bytes of the copies that would be made, by the name of the weight that is copied.
 
     Parameters
     ----------
-    tensor : Tensor
+    tensors : iterable of Tensor
+        Of a text model.
     devices : sequence of mapping
         As ``llava_native.devices`` returns them.
     """
     has = _cpu_features(devices)
-    if len(tensor.shape) < 2 or tensor.name == "token_embd.weight":  # whose rows are looked up
-        return 0
-    by_amx = "AMX_INT8" in has and tensor.type in _AMX and len(tensor.shape) == 2
-    if by_amx and tensor.shape[1] % 32 == 0:
-        return round(tensor.nbytes * _AMX[tensor.type])
-    repacked = "REPACK" in has and any(
-        feature in has and tensor.type in _REPACKED[feature] for feature in _REPACKED
-    )
-    return tensor.nbytes if repacked and tensor.shape[1] % 8 == 0 else 0
+    repacked = set().union(*(types for feature, types in _REPACKED.items() if feature in has))
+    if "REPACK" not in has:
+        repacked.clear()
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        if len(tensor.shape) < 2 or tensor.name == "token_embd.weight":  # whose rows are looked up
+            continue
+        by_amx = "AMX_INT8" in has and tensor.type in _AMX and len(tensor.shape) == 2
+        if by_amx and tensor.shape[1] % 32 == 0:
+            sizes[tensor.name] = round(tensor.nbytes * _AMX[tensor.type])
+        elif tensor.type in repacked and tensor.shape[1] % 8 == 0:
+            sizes[tensor.name] = tensor.nbytes
+    return sizes
 
 
-def should_repack(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]]) -> bool:
+def should_repack(tensors: Collection[Tensor], devices: Sequence[Mapping[str, Any]]) -> bool:
     """Tell whether the copies are worth their time and memory: whether most of them are multiplied faster.
 
     Notes
@@ -63,12 +68,9 @@ def should_repack(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]
     if "AVX2" not in has or ("AVX512" in has and "AVX512_VNNI" not in has):
         return True
     no_faster = _NO_FASTER_BY_AMX if "AMX_INT8" in has else _NO_FASTER
-    copied = useless = 0
-    for tensor in tensors:
-        nbytes = copied_nbytes(tensor, devices)
-        copied += nbytes
-        useless += nbytes if tensor.type in no_faster else 0
-    return 2 * useless <= copied
+    sizes = copied_nbytes(tensors, devices)
+    useless = sum(sizes.get(tensor.name, 0) for tensor in tensors if tensor.type in no_faster)
+    return 2 * useless <= sum(sizes.values())
 
 
 def _cpu_features(devices: Sequence[Mapping[str, Any]]) -> frozenset[str]:

@@ -40,16 +40,8 @@ def cli_answer(text: Path, mmproj: Path, image: Path, n_predict: int) -> str:
     """Return what llama-mtmd-cli answers greedily, with the settings that `our_answer` has."""
     command = [CLI, "-m", text, "--mmproj", mmproj, "--image", image, "-p", f"<__media__>\n{QUESTION}"]
     command += ["--no-jinja", "--chat-template", "phi3", "--temp", "0", "-n", str(n_predict), "-c", "2048"]
-    command += [
-        "-fa",
-        "on",
-        "-t",
-        "1",
-        "-ub",
-        "512",
-        "--no-repack",
-        "--no-warmup",
-    ]  # -fa is the encoder's, too
+    command += ["-fa", "on", "-t", "1", "-ub", "512", "--no-warmup"]  # -fa is the encoder's, too
+    command += ["--no-repack"]  # copies may be multiplied by other kernels
     # it prints from a thread of its own, and at exit drops what that has not come to: leave it a core
     for _ in range(5):
         done = subprocess.run(list(map(str, command)), capture_output=True, timeout=1200, check=False)
@@ -61,16 +53,9 @@ def cli_answer(text: Path, mmproj: Path, image: Path, n_predict: int) -> str:
 
 def our_answer(text: Path, mmproj: Path, image: Path, n_predict: int) -> str:
     """Return our greedy answer as that program prints it: special tokens as their text."""
-    options = {
-        "n_ctx": 2048,
-        "n_ubatch": 512,
-        "n_threads": 1,
-        "flash_attn": True,
-        "repack": False,
-        "dtype": "f16",
-    }
+    options = {"n_ctx": 2048, "n_ubatch": 512, "n_threads": 1, "flash_attn": True, "dtype": "f16"}
     with (
-        Llava(text, mmproj, chat_template="phi-3", **options) as llava,
+        Llava(text, mmproj, chat_template="phi-3", repack=False, **options) as llava,
         llava.stream(QUESTION, image=image, temperature=0, max_tokens=n_predict) as stream,
     ):
         raw = b"".join(llava.model.token_bytes(token.id, special=True) for token in stream)

@@ -108,25 +108,16 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_one_at_a_time_is_what_numpy_computes(quantised, kind):
-    path, weights, params = quantised(kind)
-    tokens = list(range(300, 340))
-    expected = llama_logits([tokens], weights, params)[-1]
-    with Model(path, repack=False) as model:
-        logits = last_logits(model, tokens, 1)
-    assert np.std(expected) > 0.3
-    assert apart(logits, expected) < 0.05  # activations have 8 bits
-
-
-@pytest.mark.parametrize("kind", FACTORS)
-def test_copies_in_another_order_are_what_numpy_computes(quantised, kind):
+@pytest.mark.parametrize(("repack", "at_once"), [(False, 1), (True, 1), (True, 3), (True, 40)])
+def test_as_stored_and_as_copied_it_is_what_numpy_computes(quantised, kind, repack, at_once):
     """What ``repack=True`` copies is multiplied by kernels of its own: repack.cpp's, or AMX's."""
     path, weights, params = quantised(kind)
     tokens = list(range(300, 340))
     expected = llama_logits([tokens], weights, params)[-1]
-    with Model(path, repack=True) as model:
-        for at_once in (1, 3, 40):
-            assert apart(last_logits(model, tokens, at_once), expected) < 0.05, at_once
+    with Model(path, repack=repack) as model:
+        logits = last_logits(model, tokens, at_once)
+    assert np.std(expected) > 0.3
+    assert apart(logits, expected) < 0.05  # activations have 8 bits
 
 
 @pytest.mark.parametrize("kind", FACTORS)
@@ -146,7 +137,7 @@ def test_tiles_of_bf16_are_nearer_to_the_truth(quantised, kind):
     expected = llama_logits([tokens], weights, params)[-1]
     with Model(path, repack=False) as model:
         alone, together = last_logits(model, tokens, 1), last_logits(model, tokens, len(tokens))
-    assert apart(together, expected) < apart(alone, expected)
+    assert apart(together, expected) < min(apart(alone, expected), 0.015)
 
 
 NO_LEAVE = """
