@@ -55,7 +55,7 @@ def _bench_prefills() -> dict[str, Side]:
     return {
         f"fa {fa}, ub {ub}, {how}": functools.partial(sides.peer_prefill, flash=fa, ubatch=ub, repack=repack)
         for fa in ("on", "off")
-        for how, repack, ub in (("copied", True, 512), ("as stored", False, 592))
+        for how, repack, ub in (("copied", True, 512), ("as stored", False, 672))
     }
 
 

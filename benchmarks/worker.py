@@ -86,18 +86,14 @@ def prefill(args: argparse.Namespace) -> dict[str, Any]:
     from llava_native import Model
 
     with Model(args.model) as model, _context(args, model) as ctx:
-        rows = _rows(args.rows, model.n_embd) if args.rows else None
         ids = _ids(model, args.prompt - args.rows)
         head, tail = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+        rows = [_rows(args.rows, model.n_embd)] if args.rows else []
+        entries = [(0, part, part is tail) for part in (head, *rows, tail)]
 
         def once() -> None:
             ctx.clear()
-            if rows is None:
-                ctx.eval(ids)
-            else:
-                ctx.eval(head)
-                ctx.eval(rows)
-                ctx.eval(tail)
+            ctx.eval_batch(entries)
             memoryview(ctx.logits).release()
 
         once()
@@ -137,9 +133,9 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
         with _context(args, model) as ctx:
             rows = encoder.encode(args.image)
             encoded = time.perf_counter()
-            ctx.eval(model.tokenize(HEAD, add_special=True, parse_special=True))
-            ctx.eval(rows)
-            ctx.eval(model.tokenize(args.question + TAIL, add_special=False, parse_special=True))
+            head = model.tokenize(HEAD, add_special=True, parse_special=True)
+            tail = model.tokenize(args.question + TAIL, add_special=False, parse_special=True)
+            ctx.eval_batch([(0, head, False), (0, rows, False), (0, tail, True)])
             with Sampler(model, SamplingParams(temperature=0)) as sampler:
                 tokens = [sampler.sample(ctx)]
                 first = time.perf_counter()
@@ -171,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         if job in (prefill, decode, ask):
             sub.add_argument("--model", required=True)
             sub.add_argument("--ctx", type=int, default=4096)
-            sub.add_argument("--ubatch", type=int, default=592)
+            sub.add_argument("--ubatch", type=int, default=672)
             sub.add_argument("--flash-attn", choices=tuple(FLASH), default="auto")
         if job is prefill:
             sub.add_argument("--prompt", type=int, default=600)

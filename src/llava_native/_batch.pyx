@@ -1,6 +1,8 @@
-"""Batch: the arrays that one llama_decode reads, for tokens or image rows of one or several sequences."""
+"""Batch: the arrays that one llama_decode reads, for tokens and image rows of one or several sequences."""
 
-from llava_native._native cimport native_decode
+from libc.string cimport memcpy
+
+from llava_native._native cimport native_decode, native_token_rows
 
 
 cdef class Batch:
@@ -9,7 +11,7 @@ cdef class Batch:
     cdef int c_resize(self, Py_ssize_t capacity) except -1:
         cdef Py_ssize_t i
         self.capacity = capacity
-        self.tokens.resize(capacity)
+        self._tokens.resize(capacity)
         self._positions.resize(capacity)
         self._ones.assign(capacity, 1)
         self._seq_ids.assign(capacity, 0)
@@ -25,35 +27,39 @@ cdef class Batch:
         return 0
 
     cdef void c_clear(self) noexcept:  # vector::clear throws nothing
-        self.n = 0
+        self.n = self.n_image = 0
         self.rows.clear()
+        self._images.clear()
 
     cdef void c_push(self, int32_t token, int32_t position, int32_t seq) noexcept:  # it writes numbers
         """Add an entry; the caller knows that there is room."""
-        self.tokens[self.n] = token
+        self._tokens[self.n] = token
         self._positions[self.n] = position
         self._seq_ids[self.n] = seq
         self.n += 1
 
-    cdef void c_span(self, int32_t seq, int32_t first, Py_ssize_t n) noexcept:  # it writes numbers
-        """Lay `n` entries of one sequence out from position `first` on, and nothing else."""
+    cdef void c_push_tokens(
+        self, const int32_t *tokens, Py_ssize_t n, int32_t position, int32_t seq) noexcept:  # likewise
+        """Add tokens; the caller knows that there is room."""
         cdef Py_ssize_t i
-        self.c_clear()
-        self.n = n
         for i in range(n):
-            self._positions[i] = first + <int32_t>i
-            self._seq_ids[i] = seq
+            self.c_push(tokens[i], position + <int32_t>i, seq)
 
-    cdef int c_want_logits(self, Py_ssize_t row) except -1:
-        self.rows.push_back(<int32_t>row)
+    cdef int c_push_rows(self, float *data, Py_ssize_t n, int32_t position, int32_t seq) except -1:
+        """Add image rows; the caller knows that there is room, and keeps them."""
+        cdef Py_ssize_t i
+        self._images.push_back(Rows(self.n, n, data))
+        for i in range(n):
+            self.c_push(-1, position + <int32_t>i, seq)
+        self.n_image += n
         return 0
 
-    cdef cbool c_holds(self, int32_t seq) noexcept:  # it compares numbers
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            if self._seq_ids[i] == seq:
-                return True
-        return False
+    cdef int c_want_logits(self, Py_ssize_t n) except -1:
+        """Want the logits after each of the last `n` entries."""
+        cdef Py_ssize_t row
+        for row in range(self.n - n, self.n):
+            self.rows.push_back(<int32_t>row)
+        return 0
 
     cdef cbool c_has_logits(self, long long row) noexcept:  # it compares numbers
         for known in self.rows:
@@ -61,13 +67,40 @@ cdef class Batch:
                 return True
         return False
 
-    cdef int c_decode(
-        self, llama.llama_context *ctx, int32_t *tokens, float *rows, Watch *watch) except -1:
-        """Evaluate the entries with these tokens or image rows; 1 when no free cells were found."""
+    cdef int c_lay_input(self, llama.llama_model *model, Py_ssize_t n_embd) except -1:
+        """Choose what the library reads: ids, the rows of one image where they lie, or rows of all entries."""
+        self._raw.token = NULL
+        self._raw.embd = NULL
+        if self.n_image == 0:
+            self._raw.token = self._tokens.data()
+        elif self.n_image == self.n and self._images.size() == 1:
+            self._raw.embd = self._images[0].data
+        else:
+            self.c_mix(model, n_embd)
+            self._raw.embd = self._mixed.data()
+        return 0
+
+    cdef int c_mix(self, llama.llama_model *model, Py_ssize_t n_embd) except -1:
+        """Lay the rows of images and of tokens one after another."""
+        cdef Py_ssize_t at = 0
+        self._mixed.resize(self.n * n_embd)
+        for image in self._images:
+            if at < image.first:
+                native_token_rows(model, &self._tokens[at], image.first - at, &self._mixed[at * n_embd])
+            with nogil:
+                memcpy(&self._mixed[image.first * n_embd], image.data, image.n * n_embd * sizeof(float))
+            at = image.first + image.n
+        if at < self.n:
+            native_token_rows(model, &self._tokens[at], self.n - at, &self._mixed[at * n_embd])
+        return 0
+
+    cdef size_t c_input_address(self) noexcept:
+        return <size_t>self._raw.embd if self._raw.embd != NULL else <size_t>self._raw.token
+
+    cdef int c_decode(self, llama.llama_context *ctx, Watch *watch) except -1:
+        """Evaluate the entries; 1 when no free cells were found."""
         cdef bint full = True
         self._raw.n_tokens = <int32_t>self.n
-        self._raw.token = tokens
-        self._raw.embd = rows
         for row in self.rows:
             self._wants_logits[row] = 1
         try:

@@ -12,8 +12,8 @@ cdef class Context:
     cdef Model _model             # must outlive _ptr, which points into it
     cdef Watch _watch              # of the running call; the library keeps its address
     cdef Batch _batch             # of the last evaluation
-    cdef vector[int32_t] _tokens  # of the running eval
     cdef vector[int32_t] _n_past
+    cdef vector[int32_t] _n_next  # _n_past, with what is laid out in the batch
     cdef int _views               # Logits that look into this context's memory
     cdef size_t _n_rows           # of logits that the library has room for without moving them
     cdef bint _has_logits         # the rows of the last evaluation still have their logits
@@ -27,11 +27,13 @@ cdef class Context:
     cdef int c_check_mine(self) except -1
     cdef int c_enter(self) except -1
     cdef int c_check_sequence(self, long long seq) except -1
-    cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1
-    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, bint logits, object cancel) except -1
-    cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1
-    cdef int c_decode(self, int32_t *tokens, float *rows) except -1
+    cdef int c_check_room(self, int32_t seq, int32_t n_past, Py_ssize_t n) except -1
+    cdef int c_eval(
+        self, int32_t seq, Py_ssize_t n, int32_t *tokens, float *rows, bint logits, object cancel) except -1
+    cdef int c_decode_slices(
+        self, int32_t seq, Py_ssize_t n, int32_t *tokens, float *rows, bint logits) except -1
+    cdef int c_decode(self) except -1
     cdef int c_lay_out(self, list kept) except -1
-    cdef int c_add(self, object seq, list tokens, Py_ssize_t wanted) except -1
+    cdef int c_add(self, object seq, object what, Py_ssize_t wanted) except -1
     cdef int c_forget_logits(self) except -1
     cdef float *c_logits(self, object row=*) except NULL

@@ -17,7 +17,7 @@ class Context:
         *,
         n_ctx: int = 4096,
         n_batch: int = 2048,
-        n_ubatch: int = 592,
+        n_ubatch: int = 672,
         n_seq_max: int = 1,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
@@ -31,14 +31,12 @@ class Context:
         tokens: ImageEmbedding | Iterable[int],
         *,
         seq: int = 0,
-        start: int = 0,
-        stop: int | None = None,
         logits: bool = True,
         cancel: CancelToken | None = None,
     ) -> int: ...
     def eval_batch(
         self,
-        entries: Iterable[tuple[int, Sequence[int], int]],
+        entries: Iterable[tuple[int, ImageEmbedding | Sequence[int], int]],
         *,
         cancel: CancelToken | None = None,
     ) -> list[int]: ...
@@ -70,3 +68,5 @@ class Context:
     def n_seq_max(self) -> int: ...
     @property
     def n_threads(self) -> int: ...
+    @property
+    def can_mix(self) -> bool: ...

@@ -17,8 +17,7 @@ from llava_native._native cimport (
 )
 from llava_native._native import devices
 from llava_native.errors import (
-    BusyError, ClosedError, ContextFullError, EmbeddingMismatchError, ForkError, InUseError,
-    InvalidInputError,
+    BusyError, ClosedError, ContextFullError, ForkError, InUseError, InvalidInputError,
 )
 from llava_native.limits import check_cache_types, check_memory, check_range
 from llava_native.machine import gpus
@@ -43,8 +42,8 @@ cdef class Context:
         Tokens that all sequences together can hold; 0 takes what the model was trained with.
     n_batch : int, default 2048
         Tokens handed to the library at once.
-    n_ubatch : int, default 592
-        Tokens computed at once; at least 577 takes an image of LLaVA-1.5 in one pass.
+    n_ubatch : int, default 672
+        Tokens computed at once; these take an image of LLaVA-1.5 and the text around it in one pass.
     n_seq_max : int, default 1
         Sequences, numbered from 0. They share one memory, so copying a prefix costs nothing.
     n_outputs : int, optional
@@ -75,7 +74,7 @@ cdef class Context:
     """
 
     def __init__(
-        self, Model model not None, *, long long n_ctx=4096, long long n_batch=2048, long long n_ubatch=592,
+        self, Model model not None, *, long long n_ctx=4096, long long n_batch=2048, long long n_ubatch=672,
         long long n_seq_max=1, n_threads=None, flash_attn=None, str type_k="f16", str type_v="f16",
         bint offload_kqv=True, n_outputs=None,
     ):
@@ -113,7 +112,6 @@ cdef class Context:
         self._model = model
         self._known_adapters = model._adapters
         self._has_logits = False
-        self._tokens.clear()
         self._pid = getpid()
         self._info = native_context_info(self._ptr)
         self._info |= {"n_threads": n_threads, "n_outputs": n_outputs}
@@ -147,27 +145,23 @@ cdef class Context:
             check_range("the sequence (see n_seq_max)", seq, 0, <long long>self._n_past.size() - 1)
         return 0
 
-    cdef int c_check_room(self, int32_t seq, Py_ssize_t n) except -1:
+    cdef int c_check_room(self, int32_t seq, int32_t n_past, Py_ssize_t n) except -1:
         n_ctx = self._info["n_ctx_seq"]
-        if self._n_past[seq] + n > n_ctx:
+        if n_past + n > n_ctx:
             raise ContextFullError(
-                f"{n} more tokens do not fit: sequence {seq} holds {self._n_past[seq]} of {n_ctx}; "
+                f"{n} more tokens do not fit: sequence {seq} holds {n_past} of {n_ctx}; "
                 "use a larger n_ctx, or truncate_sequence")
         return 0
 
-    def eval(
-        self, tokens, *, long long seq=0, Py_ssize_t start=0, stop=None, bint logits=True,
-        CancelToken cancel=None,
-    ):
+    def eval(self, tokens, *, long long seq=0, bint logits=True, CancelToken cancel=None):
         """Evaluate tokens or image rows at the end of a sequence.
 
         Parameters
         ----------
         tokens : ImageEmbedding or iterable of int
-            Image rows are read where they lie, without a copy.
+            Image rows are read where they lie, without a copy. In pieces, ``rows[:100]`` and
+            ``rows[100:]``, they give the same.
         seq : int, default 0
-        start, stop : int, optional
-            Of image rows, evaluate ``rows[start:stop]`` only. A causal model gives the same in pieces.
         logits : bool, default True
             Whether those after the last of them are wanted.
         cancel : CancelToken, optional
@@ -204,37 +198,27 @@ cdef class Context:
             cancel.raise_if_cancelled()
         if isinstance(tokens, ImageEmbedding):
             rows = tokens
-            rows.c_check_alive()
-            if rows._shape[1] != self._model.n_embd:
-                raise EmbeddingMismatchError(
-                    f"the image rows have {rows._shape[1]} floats, this model takes {self._model.n_embd}: "
-                    "the mmproj belongs to another model")
-            start, end, _ = slice(start, stop).indices(rows._shape[0])
-            self.c_enter()  # again: `stop` may have run anything
-            rows.c_check_alive()
-            return self.c_eval(
-                <int32_t>seq, max(end - start, 0), rows._data + start * rows._shape[1], logits, cancel)
-        if start != 0 or stop is not None:
-            raise InvalidInputError("start and stop choose image rows; slice the tokens instead")
+            rows.c_check_width(self._model.n_embd)
+            return self.c_eval(<int32_t>seq, rows._shape[0], NULL, rows._data, logits, cancel)
         for token in tokens:
             token = PyNumber_Index(token)
             self._model.c_check_token(token)
             ids.push_back(token)
             if <Py_ssize_t>ids.size() > n_ctx:  # an iterable may have no end
-                self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
+                self.c_check_room(<int32_t>seq, self._n_past[seq], <Py_ssize_t>ids.size())
         self.c_enter()  # again: the iterable may have run anything, in any thread
-        self.c_check_room(<int32_t>seq, <Py_ssize_t>ids.size())
-        self._tokens.swap(ids)
-        return self.c_eval(<int32_t>seq, <Py_ssize_t>self._tokens.size(), NULL, logits, cancel)
+        return self.c_eval(<int32_t>seq, <Py_ssize_t>ids.size(), ids.data(), NULL, logits, cancel)
 
     def eval_batch(self, entries, *, CancelToken cancel=None):
-        """Evaluate tokens of several sequences in one call of the library.
+        """Evaluate tokens and image rows, of several sequences, in one call of the library.
 
         Parameters
         ----------
-        entries : iterable of (int, sequence of int, int)
-            A sequence, each at most once; the tokens to add at its end; and after how many of them, the
-            last ones, the logits are wanted (False: none, True: one). Together at most ``n_batch`` tokens.
+        entries : iterable of (int, ImageEmbedding or sequence of int, int)
+            A sequence; the image rows or tokens to add at its end; and after how many of them, the last
+            ones, the logits are wanted (False: none, True: one). Together at most ``n_batch``. Of one
+            sequence there may be several entries, one after another. Image rows are read where they lie if
+            there is nothing else; else all is copied together, and both kinds need ``can_mix``.
         cancel : CancelToken, optional
             Stops the evaluation within about 100 ms.
 
@@ -253,8 +237,10 @@ cdef class Context:
         Native: llama_decode (llama.h). GIL: released.
         """
         cdef list kept = [
-            (PyNumber_Index(seq), [PyNumber_Index(token) for token in tokens], PyNumber_Index(wants))
-            for seq, tokens, wants in entries]
+            (PyNumber_Index(seq),
+             what if isinstance(what, ImageEmbedding) else [PyNumber_Index(token) for token in what],
+             PyNumber_Index(wants))
+            for seq, what, wants in entries]
         cdef bint laid = False, done = False
         if cancel is not None:
             cancel.raise_if_cancelled()
@@ -264,16 +250,14 @@ cdef class Context:
             self.c_lay_out(kept)
             laid = True
             watch_begin(&self._watch, cancel, None)
-            self.c_decode(self._batch.tokens.data(), NULL)
+            self.c_decode()
             done = True
+            self._n_past.swap(self._n_next)
         finally:
             try:
-                for seq, tokens, _ in kept if laid else ():
-                    if done:
-                        self._n_past[<int32_t>seq] += <int32_t>len(tokens)
-                    else:
-                        self._n_past[<int32_t>seq] = native_roll_back(
-                            self._ptr, seq, self._n_past[<int32_t>seq])
+                for seq, _, _ in kept if laid and not done else ():
+                    self._n_past[<int32_t>seq] = native_roll_back(
+                        self._ptr, seq, self._n_past[<int32_t>seq])
             finally:
                 self._busy = False
         return list(self._batch.rows)
@@ -281,53 +265,61 @@ cdef class Context:
     cdef int c_lay_out(self, list kept) except -1:
         """Make the batch of these entries, whose numbers are integers by now."""
         self.c_forget_logits()
-        for seq, tokens, wants in kept:
-            self.c_add(seq, tokens, wants)
+        self._n_next = self._n_past
+        for seq, what, wants in kept:
+            self.c_add(seq, what, wants)
         if not kept:
             raise InvalidInputError("there is nothing to evaluate")
+        if 0 < self._batch.n_image < self._batch.n and not self.can_mix:
+            raise InvalidInputError("tokens and image rows need batches of their own here; see can_mix")
         check_range("rows of logits", self._batch.rows.size(), 0, self._info["n_outputs"])
         if self._views and self._batch.rows.size() > self._n_rows:  # the library would move them
             raise BufferError(f"{self._views} views of the logits are alive, and more rows need more room")
         self._n_rows = max(self._n_rows, self._batch.rows.size())
         return 0
 
-    cdef int c_add(self, object seq, list tokens, Py_ssize_t wanted) except -1:
-        """Lay tokens at the end of a sequence out in the batch."""
+    cdef int c_add(self, object seq, object what, Py_ssize_t wanted) except -1:
+        """Lay tokens or image rows at the end of a sequence out in the batch."""
         cdef int32_t n_past
-        cdef Py_ssize_t row
+        cdef Py_ssize_t n = len(what)
+        cdef vector[int32_t] ids
         self.c_check_sequence(seq)
-        check_range("wanted logits", wanted, 0, len(tokens))
-        n_past = self._n_past[<int32_t>seq]
-        if not tokens or self._batch.c_holds(seq):
-            raise InvalidInputError(f"sequence {seq} comes twice in the batch, or has no tokens in it")
-        self.c_check_room(seq, len(tokens))
-        if self._batch.n + <Py_ssize_t>len(tokens) > self._batch.capacity:
+        check_range("wanted logits", wanted, 0, n)
+        n_past = self._n_next[<int32_t>seq]
+        if n == 0:
+            raise InvalidInputError(f"an entry of sequence {seq} has no tokens")
+        self.c_check_room(seq, n_past, n)
+        if self._batch.n + n > self._batch.capacity:
             raise InvalidInputError(f"the batch has more tokens than n_batch={self._batch.capacity}")
-        for token in tokens:
-            self._model.c_check_token(token)
-            self._batch.c_push(token, n_past, seq)
-            n_past += 1
-        for row in range(self._batch.n - wanted, self._batch.n):
-            self._batch.c_want_logits(row)
-        return 0
+        if isinstance(what, ImageEmbedding):
+            (<ImageEmbedding>what).c_check_width(self._model.n_embd)
+            self._batch.c_push_rows((<ImageEmbedding>what)._data, n, n_past, seq)
+        else:
+            for token in what:
+                self._model.c_check_token(token)
+            ids = what
+            self._batch.c_push_tokens(ids.data(), n, n_past, seq)
+        self._n_next[<int32_t>seq] = n_past + <int32_t>n
+        return self._batch.c_want_logits(wanted)
 
     cdef int c_forget_logits(self) except -1:
         self._has_logits = False
         self._batch.c_clear()
         return 0
 
-    cdef int c_eval(self, int32_t seq, Py_ssize_t n, float *rows, bint logits, object cancel) except -1:
-        """Evaluate `rows`, or self._tokens where it is NULL; all of it or nothing."""
+    cdef int c_eval(
+        self, int32_t seq, Py_ssize_t n, int32_t *tokens, float *rows, bint logits, object cancel) except -1:
+        """Evaluate tokens or rows, the other is NULL; all of them or none."""
         cdef int32_t n_past = self._n_past[seq]
         cdef bint done = False
         if n == 0:
             raise InvalidInputError("there is nothing to evaluate")
-        self.c_check_room(seq, n)
+        self.c_check_room(seq, n_past, n)
         self._busy = True
         self.c_forget_logits()
         try:
             watch_begin(&self._watch, cancel, None)
-            self.c_decode_slices(seq, n, rows, logits)
+            self.c_decode_slices(seq, n, tokens, rows, logits)
             done = True
         finally:
             try:
@@ -337,28 +329,31 @@ cdef class Context:
                 self._busy = False
         return self._n_past[seq]
 
-    cdef int c_decode_slices(self, int32_t seq, Py_ssize_t n, float *rows, bint logits) except -1:
+    cdef int c_decode_slices(
+        self, int32_t seq, Py_ssize_t n, int32_t *tokens, float *rows, bint logits) except -1:
         cdef int32_t *n_past = &self._n_past[seq]
         cdef Py_ssize_t n_embd = self._model.n_embd
         cdef Py_ssize_t start = 0
         cdef Py_ssize_t count
         while start < n:
             count = min(n - start, self._batch.capacity)
-            self._batch.c_span(seq, n_past[0], count)
-            if logits and start + count == n:
-                self._batch.c_want_logits(count - 1)
+            self._batch.c_clear()
             if rows != NULL:
-                self.c_decode(NULL, rows + start * n_embd)
+                self._batch.c_push_rows(rows + start * n_embd, count, n_past[0], seq)
             else:
-                self.c_decode(self._tokens.data() + start, NULL)
+                self._batch.c_push_tokens(tokens + start, count, n_past[0], seq)
+            if logits and start + count == n:
+                self._batch.c_want_logits(1)
+            self.c_decode()
             n_past[0] += <int32_t>count
             start += count
         return 0
 
-    cdef int c_decode(self, int32_t *tokens, float *rows) except -1:
-        """One llama_decode of the batch with these tokens or rows."""
-        self.last_input_address = <size_t>rows if rows != NULL else <size_t>tokens
-        if self._batch.c_decode(self._ptr, tokens, rows, &self._watch):
+    cdef int c_decode(self) except -1:
+        """One llama_decode of the batch."""
+        self._batch.c_lay_input(self._model.c_open(), self._model.n_embd)
+        self.last_input_address = self._batch.c_input_address()
+        if self._batch.c_decode(self._ptr, &self._watch):
             raise ContextFullError(
                 f"no free cells for {self._batch.n} more tokens: the sequences together hold "
                 f"{sum(self._n_past)} of {self._info['n_ctx']}; clear one, or use a larger n_ctx")
@@ -497,3 +492,9 @@ cdef class Context:
     def n_threads(self):
         """int : CPU threads."""
         return self._info["n_threads"]
+
+    @property
+    def can_mix(self):
+        """bool : whether tokens and image rows may share a batch; in the models of LLaVA's kinds they may."""
+        return self._model.has_plain_embeddings and not any(
+            [adapter.changes_embeddings for adapter in self._adapters or ()])

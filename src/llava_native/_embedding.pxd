@@ -7,6 +7,7 @@ cdef class ImageEmbedding(FloatBuffer):
     cdef Py_buffer _borrowed      # the caller's buffer; `buf` is NULL where there is none
     cdef readonly str fingerprint
     cdef int c_borrow(self, object rows) except -1
+    cdef int c_check_width(self, Py_ssize_t n_embd) except -1
 
 
 cdef ImageEmbedding embedding_from_batch(

@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBUF_CONTIG_RO, PyBUF_FORMAT, PyBuffer_Release, PyO
 
 
 from llava_native._native cimport native_count, native_free_batch
-from llava_native.errors import EmbeddingMismatchError, ModelFormatError
+from llava_native.errors import EmbeddingMismatchError, InvalidInputError, ModelFormatError
 
 cdef int HEADER_LIMIT = 1 << 20
 
@@ -56,7 +56,33 @@ cdef class ImageEmbedding(FloatBuffer):
 
     def _is_writable(self):
         """Whether the rows are borrowed from a buffer that its owner may change."""
+        if self._owner is not None:
+            return self._owner._is_writable()
         return self._borrowed.buf != NULL and not self._borrowed.readonly
+
+    def __getitem__(self, rows):
+        """Return the rows of a slice, at least one, as an ``ImageEmbedding`` that shares this one's memory."""
+        cdef ImageEmbedding part = ImageEmbedding.__new__(ImageEmbedding)
+        self.c_check_alive()
+        if not isinstance(rows, slice):
+            raise TypeError(f"rows are taken by slices, not {type(rows).__name__}; see numpy.asarray")
+        start, stop, step = rows.indices(self._shape[0])
+        if step != 1 or stop <= start:
+            raise InvalidInputError(f"{rows} takes no rows in a row of {self._shape[0]}")
+        part.c_set(self._data + <Py_ssize_t>start * self._shape[1], 2, stop - start, self._shape[1])
+        part._owner = self
+        part.fingerprint = self.fingerprint
+        native_count("embedding", 1)
+        return part
+
+    cdef int c_check_width(self, Py_ssize_t n_embd) except -1:
+        """Refuse rows that are not as wide as a language model's."""
+        self.c_check_alive()
+        if self._shape[1] != n_embd:
+            raise EmbeddingMismatchError(
+                f"the image rows have {self._shape[1]} floats, this model takes {n_embd}: "
+                "the mmproj belongs to another model")
+        return 0
 
     def __repr__(self):
         return f"ImageEmbedding(n_tokens={self._shape[0]}, n_embd={self._shape[1]})"

@@ -10,4 +10,5 @@ cdef class LoraAdapter:
     cdef readonly str path, fingerprint
     cdef readonly double scale
     cdef readonly object nbytes
+    cdef readonly bint changes_embeddings
     cdef object __weakref__

@@ -9,6 +9,7 @@ class LoraAdapter:
     fingerprint: str
     scale: float
     nbytes: int
+    changes_embeddings: bool
     def __init__(self, model: Model, path: str | os.PathLike[str], *, scale: float = 1.0) -> None: ...
 
 def set_adapters(context: Context, adapters: Iterable[LoraAdapter]) -> None: ...

@@ -57,6 +57,7 @@ cdef class LoraAdapter:
         header = read_header(self.path)
         check_adapter(header, read_header(model.path))
         self.nbytes = sum([tensor.nbytes for tensor in header.tensors.values()])
+        self.changes_embeddings = any(name.startswith("token_embd.") for name in header.tensors)
         self.fingerprint = header.fingerprint()
         model._children += 1  # before any Python code runs: the model must not be closed meanwhile
         try:

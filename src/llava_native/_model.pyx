@@ -355,6 +355,11 @@ cdef class Model:
         return self._info["n_embd"]
 
     @property
+    def has_plain_embeddings(self):
+        """bool : whether what tokens are read as can be looked up; see ``Context.can_mix``."""
+        return self._info["has_plain_embeddings"]
+
+    @property
     def n_layer(self):
         """int : blocks."""
         return self._info["n_layer"]

@@ -30,6 +30,8 @@ cdef list native_tokenize(llama.llama_model *model, bytes text, bint add_special
 cdef bytes native_token_piece(llama.llama_model *model, int32_t token, bint special)
 cdef bytes native_detokenize(llama.llama_model *model, list ids, bint remove_special, bint unparse_special)
 cdef bint native_is_eog(llama.llama_model *model, int32_t token) noexcept
+cdef int native_token_rows(
+    llama.llama_model *model, const int32_t *tokens, Py_ssize_t n, float *out) except -1
 
 # adapters
 cdef llama.llama_adapter_lora *native_load_adapter(llama.llama_model *model, str path) except NULL

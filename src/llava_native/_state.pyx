@@ -85,7 +85,7 @@ def set_state(
     if context._n_past[seq]:
         raise InvalidInputError(f"sequence {seq} holds {context._n_past[seq]} tokens; truncate it first")
     _check_cells(state, n)
-    context.c_check_room(<int32_t>seq, <Py_ssize_t>n)
+    context.c_check_room(<int32_t>seq, 0, <Py_ssize_t>n)
     context.c_forget_logits()
     context._busy = True
     try:

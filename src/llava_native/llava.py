@@ -103,7 +103,7 @@ class Llava:
         *,
         n_ctx: int = 4096,
         n_batch: int = 2048,
-        n_ubatch: int = 592,
+        n_ubatch: int = 672,
         n_seq_max: int = 4,
         prefix_cache: int | None = None,
         embedding_cache: int = 256 << 20,

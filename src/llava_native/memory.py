@@ -68,7 +68,7 @@ def estimate_memory(
     *,
     n_ctx: int = 4096,
     n_batch: int = 2048,
-    n_ubatch: int = 592,
+    n_ubatch: int = 672,
     n_outputs: int = 16,
     flash_attn: bool | None = None,
     type_k: str = "f16",

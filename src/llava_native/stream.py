@@ -85,7 +85,7 @@ class Timings(NamedTuple):
     prefill_text_s: float
     """Of `prefill_s`, the text."""
     prefill_image_s: float
-    """Of `prefill_s`, the image rows."""
+    """Of `prefill_s`, the image rows; what was evaluated together counts by its numbers."""
     cached_tokens: int
     """Tokens of the prompt that the prefix cache had."""
     cached_images: int

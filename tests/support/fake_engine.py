@@ -64,15 +64,29 @@ class FakeImage:
 
 
 class Rows(NamedTuple):
-    """The rows of an encoded image."""
+    """The rows of an encoded image, or some of them."""
 
     image: FakeImage
+    start: int
+    stop: int
     nbytes: int = 100
 
     @property
     def n_tokens(self) -> int:
         """How many there are."""
-        return self.image.n
+        return self.stop - self.start
+
+    @property
+    def tokens(self) -> list[Any]:
+        """What they are in a sequence."""
+        return self.image.tokens[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __getitem__(self, rows: Any) -> Rows:
+        start, stop, _ = rows.indices(self.n_tokens)
+        return Rows(self.image, self.start + start, self.start + stop)
 
 
 class FakeEncoding:
@@ -109,7 +123,7 @@ class FakeEncoding:
                 job.error = DecodeError(f"{job.key} cannot be encoded")
             else:
                 self.encoded.append(job.key)
-                job.rows = Rows(job.pixels)
+                job.rows = Rows(job.pixels, 0, job.pixels.n)
             done(job)
 
         self.jobs.append(call)
@@ -129,13 +143,14 @@ class FakeEncoding:
 class FakeContext:
     """Sequences as lists of tokens, and the cells that they share."""
 
-    def __init__(self, n_ctx=64, n_batch=32, n_ubatch=16, n_seq_max=6) -> None:
+    def __init__(self, n_ctx=64, n_batch=32, n_ubatch=16, n_seq_max=6, can_mix=True) -> None:
+        self.can_mix = can_mix
         self.n_ctx = self.n_ctx_seq = n_ctx
         self.n_batch, self.n_ubatch, self.n_seq_max = n_batch, n_ubatch, n_seq_max
         self.sequences: list[list[Any]] = [[] for _ in range(n_seq_max)]
         self._cells: list[list[int]] = [[] for _ in range(n_seq_max)]
-        self._rows: dict[int | None, list[Any]] = {}  # of the last batch: what stands before a row's token
-        self.calls: list[Any] = []  # what was evaluated, for the tests to look at
+        self._rows: dict[int, list[Any]] = {}  # of the last batch: what stands before a row's token
+        self.calls: list[list[Any]] = []  # (sequence, n) or (sequence, image, start, stop) of each batch
         self.n_threads = 4
         self.broken: set[Any] = set()  # tokens that make an evaluation fail
 
@@ -167,17 +182,28 @@ class FakeContext:
         if self.broken & set(tokens):
             raise DecodeError("broken")
 
+    @property
+    def images(self) -> list[tuple[int, str, int, int]]:
+        """The slices of images that were evaluated."""
+        return [entry for call in self.calls for entry in call if len(entry) == 4]
+
     def eval_batch(self, entries: Any, *, cancel: Any = None) -> list[int]:
-        """Evaluate tokens of several sequences, all or nothing."""
-        tokens = [token for _, some, _ in entries for token in some]
+        """Evaluate tokens and image rows of several sequences, all or nothing."""
+        lists = [what if isinstance(what, list) else what.tokens for _, what, _ in entries]
+        tokens = [token for some in lists for token in some]
         assert 0 < len(tokens) <= self.n_batch
-        assert len({seq for seq, _, _ in entries}) == len(entries)
+        assert self.can_mix or len({isinstance(what, list) for _, what, _ in entries}) == 1
         if cancel is not None:
             cancel.raise_if_cancelled()
         self._check(len(tokens), tokens)
-        self.calls.append([(seq, len(some)) for seq, some, _ in entries])
+        self.calls.append(
+            [
+                (seq, len(what)) if isinstance(what, list) else (seq, what.image.name, what.start, what.stop)
+                for seq, what, _ in entries
+            ]
+        )
         out, row = [], -1
-        for seq, some, n_wanted in entries:
+        for (seq, _, n_wanted), some in zip(entries, lists, strict=True):
             assert 0 <= n_wanted <= len(some) > 0
             for left in range(len(some), 0, -1):
                 self._add(seq, [some[-left]])
@@ -187,19 +213,7 @@ class FakeContext:
                     out.append(row)
         return out
 
-    def eval(self, rows, *, seq, start, stop, logits, cancel=None) -> None:
-        """Evaluate rows of an image."""
-        if cancel is not None:
-            cancel.raise_if_cancelled()
-        tokens = rows.image.tokens[start:stop]
-        assert tokens
-        self._check(len(tokens), tokens)
-        self.calls.append((seq, rows.image.name, start, stop))
-        self._add(seq, tokens)
-        if logits:
-            self._rows[None] = list(self.sequences[seq])
-
-    def content_of_row(self, row: int | None) -> list[Any]:
+    def content_of_row(self, row: int) -> list[Any]:
         """Return what stands before the token that a row chooses."""
         return self._rows[row]
 
@@ -252,7 +266,7 @@ class FakeSampler:
         self.closed = False
         self.error: Exception | None = None
 
-    def sample(self, context: FakeContext, row: int | None = None) -> int:
+    def sample(self, context: FakeContext, row: int) -> int:
         """Return the token after a row."""
         assert not self.closed
         if self.error is not None:

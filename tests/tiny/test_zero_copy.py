@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llava_native import Context, ImageEmbedding, ImageEncoder, Model
-from llava_native.errors import ClosedError, EmbeddingMismatchError
+from llava_native.errors import ClosedError, EmbeddingMismatchError, InvalidInputError
 
 has_dlpack_1 = pytest.mark.skipif(
     np.lib.NumpyVersion(np.__version__) < "2.1.0", reason="NumPy knows the read-only flag from 2.1 on"
@@ -45,6 +45,44 @@ def test_asarray_shares(emb):
         array[0, 0] = 1.0
     with pytest.raises(ValueError, match="WRITEABLE"):
         array.flags.writeable = True
+
+
+def test_slices_share(emb):
+    part = emb[1:3]
+    assert part.shape == (2, 64)
+    assert part.address == emb.address + 64 * 4
+    assert part.fingerprint == emb.fingerprint
+    assert part[1:].address == emb[2:3].address == emb[-2:-1].address
+    np.testing.assert_array_equal(part, np.asarray(emb)[1:3])
+    expected = np.array(emb)[3]
+    last = emb[3:]
+    del emb, part
+    gc.collect()
+    np.testing.assert_array_equal(np.asarray(last)[0], expected)
+
+
+def test_slices_of_a_buffer_that_may_change_may_change():
+    array = rows()
+    part = ImageEmbedding.from_buffer(array)[2:4]
+    assert part._is_writable()
+    array[2] = 7
+    assert np.asarray(part)[0, 0] == 7
+    array.flags.writeable = False
+    assert not ImageEmbedding.from_buffer(array)[2:4]._is_writable()
+
+
+@pytest.mark.parametrize(
+    "wrong", [slice(2, 2), slice(3, 1), slice(9, 12), slice(0, 4, 2), slice(None, None, -1)]
+)
+def test_slices_that_take_nothing_or_not_in_a_row(emb, wrong):
+    with pytest.raises(InvalidInputError, match="takes no rows in a row"):
+        emb[wrong]
+
+
+def test_rows_are_taken_by_slices(emb):
+    for wrong in (0, "a", (0, 1), None):
+        with pytest.raises(TypeError, match="by slices"):
+            emb[wrong]
 
 
 def test_memoryview_shares(emb):

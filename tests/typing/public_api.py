@@ -96,8 +96,9 @@ def parts(path: str, pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
     with Context(model, n_ctx=64) as context:
         assert_type(context, Context)
         assert_type(context.eval(ids), int)
-        assert_type(context.eval(rows, seq=1, start=0, stop=2, logits=False), int)
-        assert_type(context.eval_batch([(0, [1, 2], True), (1, [3], False)]), list[int])
+        assert_type(context.eval(rows[:2], seq=1, logits=False), int)
+        assert_type(context.eval_batch([(0, [1, 2], True), (1, rows[2:], False)]), list[int])
+        assert_type(context.can_mix, bool)
         np.asarray(context.logits)
         assert_type(Sampler(model, SamplingParams(temperature=0)).sample(context), int)
     assert_type(build_info(), dict[str, Any])

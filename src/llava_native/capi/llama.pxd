@@ -253,3 +253,19 @@ cdef extern from "llama.h" nogil:
         int32_t dry_penalty_last_n, const char **seq_breakers, size_t num_breakers) except +
     llama_sampler *llama_sampler_init_logit_bias(
         int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias *logit_bias) except +
+
+cdef extern from *:
+    """
+    // Our patch 0015 adds the function; with an unpatched llama.cpp text and image rows are evaluated apart.
+    static inline bool llama_token_rows(
+        const llama_model * model, const llama_token * tokens, int32_t n, float * out) {
+    #ifdef LLAMA_HAS_TOK_EMBD_ROWS
+        return llama_model_get_tok_embd_rows(model, tokens, n, out);
+    #else
+        (void) model; (void) tokens; (void) n; (void) out;
+        return false;
+    #endif
+    }
+    """
+    cbool llama_token_rows(
+        const llama_model *model, const llama_token *tokens, int32_t n, float *out) except + nogil

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from llava_native.images import Pixels
 
 FinishReason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
+Piece: TypeAlias = "list[int] | ImageEmbedding"  # what is evaluated of a segment at once
 
-__all__ = ["RUN_AHEAD", "Choice", "Event", "FinishReason", "Image", "Request"]
+__all__ = ["RUN_AHEAD", "Choice", "Event", "FinishReason", "Image", "Piece", "Request"]
 
 RUN_AHEAD = 64  # tokens that wait for their caller before the request pauses
 _numbers = itertools.count()
@@ -199,7 +200,7 @@ class Request:
                 _logger.exception("on_end failed")
 
     def choose(
-        self, context: Context, rows: SequenceOf[int | None], guess: SequenceOf[int] = ()
+        self, context: Context, rows: SequenceOf[int], guess: SequenceOf[int] = ()
     ) -> list[Choice | Exception]:
         """Choose the token after each row of the last evaluation, as far as the guess was right.
 
@@ -217,7 +218,7 @@ class Request:
                 break
         return chosen
 
-    def _choose(self, context: Context, row: int | None) -> Choice:
+    def _choose(self, context: Context, row: int) -> Choice:
         token = self.sampler.sample(context, row)
         if self.logprobs is None:
             return Choice(token)
@@ -314,42 +315,39 @@ class Request:
             self._at += 1
             self._offset = 0
 
-    def next_tokens(self, limit: int) -> tuple[list[int], bool]:
-        """Return the ids to evaluate next, none where an image is next, and whether all end with them."""
-        segment = self.content[self._at]
-        if isinstance(segment, ImageSpan):
-            return [], False
-        end = min(self._offset + limit, len(segment))
-        last = end == len(segment) and self._at + 1 == len(self.content)
-        return segment[self._offset : end], last
+    def next_pieces(self, limit: int) -> Iterator[tuple[Piece, bool]]:
+        """Yield the ids and image rows that come next, `limit` at most, and whether all end with them."""
+        at, offset = self._at, self._offset
+        while limit > 0 and at < len(self.content):
+            segment = self.content[at]
+            stop = min(offset + limit, len(segment))
+            whole: Piece = self._rows(at) if isinstance(segment, ImageSpan) else segment
+            yield whole[offset:stop], stop == len(segment) and at + 1 == len(self.content)
+            limit -= stop - offset
+            at, offset = at + 1, 0
 
-    def next_answer(self, room: int) -> tuple[list[int], int]:
-        """Return the answer's last token with a guess of at most `room` more, and how many all are.
+    def _rows(self, at: int) -> ImageEmbedding:
+        n_before = sum(isinstance(segment, ImageSpan) for segment in self.content[:at])
+        rows = self.images[n_before].rows
+        assert rows is not None
+        return rows
 
-        None where an image is next: it ends the prompt.
-        """
-        tokens, last = self.next_tokens(1)
-        if not last or self.lookup is None:
-            return tokens, int(last)
+    def next_answer(self, room: int) -> tuple[Piece, int]:
+        """Return what ends the content, with a guess of at most `room` more tokens, and how many all are."""
+        [(last, _)] = self.next_pieces(1)
+        if self.lookup is None or not isinstance(last, list):
+            return last, 1
         if self.max_tokens is not None:
             room = min(room, self.max_tokens - self.n_tokens - 1)
-        tokens = tokens + self.lookup.guess(room)
+        tokens = last + self.lookup.guess(room)
         return tokens, len(tokens)
 
-    @property
-    def at_image(self) -> bool:
-        """Whether the rows of an image come next."""
-        return isinstance(self.content[self._at], ImageSpan)
-
-    def next_image(self) -> tuple[Image, int]:
-        """Return the image whose rows come next, and the first of them."""
-        spans = sum(isinstance(segment, ImageSpan) for segment in self.content[: self._at])
-        return self.images[spans], self._offset
-
-    @property
-    def ends_with_image(self) -> bool:
-        """Whether the image that comes next is the end of the content."""
-        return self._at + 1 == len(self.content)
+    def note_prefill(self, piece: Piece, seconds: float) -> None:
+        """Note how long the evaluation of a piece of the prompt took."""
+        if isinstance(piece, list):
+            self.prefill_text_s += seconds
+        else:
+            self.prefill_image_s += seconds
 
     def append(self, token: int) -> None:
         """Add a token of the answer."""

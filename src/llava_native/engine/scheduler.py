@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakMethod
 
 from llava_native._cancel import CancelToken
@@ -16,7 +16,7 @@ from llava_native.engine.desk import ImageDesk
 from llava_native.engine.embedding_cache import EmbeddingCache
 from llava_native.engine.pace import TILE, Pace
 from llava_native.engine.prefix_cache import PrefixCache
-from llava_native.engine.request import Choice, Event, Image, Request
+from llava_native.engine.request import Choice, Event, Image, Piece, Request
 from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
 from llava_native.engine.stats import Stats
 from llava_native.errors import CancelledError, ContextFullError
@@ -35,7 +35,13 @@ _RESERVE = 32  # cells that a request must find for its answer before it begins 
 _LOOK_AHEAD = 2  # requests, beyond those that could run, whose images are prepared
 _number = attrgetter("number")
 
-_Entry: TypeAlias = "tuple[Request, list[int], int]"  # after how many of the tokens, the last, one is chosen
+
+class _Entry(NamedTuple):
+    """What is evaluated of a request at once, and after how many of its tokens, the last, one is chosen."""
+
+    request: Request
+    what: Piece
+    n_wanted: int
 
 
 class Scheduler:
@@ -61,8 +67,8 @@ class Scheduler:
     Notes
     -----
     A step is: drop what was cancelled; let images be prepared; begin what can begin; let an image be encoded,
-    beside answers but not beside a long prompt; one token batch (a token for each answer, and slices of
-    prompts); one slice of an image. Prompts go first come, first served; answers get a token each step.
+    beside answers but not beside a long prompt; one batch (a token for each answer, and slices of prompts,
+    images and all). Prompts go first come, first served; answers get a token each step.
     """
 
     def __init__(
@@ -125,8 +131,7 @@ class Scheduler:
             self._desk.begin(self._is_prefilling, n_threads)
         if self._desk.is_encoding != self._is_sharing:
             self._share_threads()
-        worked = self._step_text()
-        worked = self._step_image() or worked
+        worked = self._step_batch()
         if self.idle:
             self.prefixes.tidy()
         return worked
@@ -313,7 +318,7 @@ class Scheduler:
         self._context.set_n_threads((self._n_threads + 1) // 2 if self._is_sharing else self._n_threads)
 
     def _entries(self) -> list[_Entry]:
-        """Return the tokens of the next batch: those of answers, then slices of prompts."""
+        """Return the next batch: the tokens of answers, then slices of prompts."""
         entries: list[_Entry] = []
         prompts = []
         spare = min(self._memory.free, self._n_ubatch) - len(self.running)  # for guesses
@@ -321,20 +326,26 @@ class Scheduler:
             if request.in_prompt:
                 prompts.append(request)
             elif not request.paused:
-                tokens, n = request.next_answer(min(spare, self._n_ctx - 2 - request.n_done))
-                spare -= len(tokens) - 1
-                entries.append((request, tokens, n))
+                what, n = request.next_answer(min(spare, self._n_ctx - 2 - request.n_done))
+                spare -= len(what) - 1
+                entries.append(_Entry(request, what, n))
         n = _n_tokens(entries)
-        left = max(self._slice - n, TILE) if len(entries) + len(prompts) > 1 else self._n_ubatch
+        left = max(self._slice - n, TILE - n % TILE) if entries or self._is_sharing else self._n_ubatch
         left = min(left, self._n_batch - n)
+        n_pieces = None if self._context.can_mix else 1
         for request in prompts:
-            if left > 0:
-                tokens, last = request.next_tokens(left)
-                left -= len(tokens)
-                entries.append((request, tokens, int(last)))
-        return [entry for entry in entries if entry[1]]  # else an image is next
+            for what, last in islice(request.next_pieces(left), n_pieces):
+                left -= len(what)
+                entries.append(_Entry(request, what, int(last)))
+        return entries if self._context.can_mix else self._of_one_kind(entries)
 
-    def _step_text(self) -> bool:
+    def _of_one_kind(self, entries: list[_Entry]) -> list[_Entry]:
+        """Return the tokens or the image rows, in turns: this model takes them apart."""
+        tokens = [entry for entry in entries if isinstance(entry.what, list)]
+        rows = [entry for entry in entries if not isinstance(entry.what, list)]
+        return (rows if self._stats.steps % 2 else tokens) or entries
+
+    def _step_batch(self) -> bool:
         entries = self._entries()
         if not entries:
             return False
@@ -348,26 +359,26 @@ class Scheduler:
     def _eval(self, entries: list[_Entry]) -> None:
         """Evaluate a batch; where it fails, each of its requests alone, so that only the culprit ends."""
         began = self._clock()
-        cancel = entries[0][0].stop if len(entries) == 1 else self._halt
-        batch = [(_sequence(request).id, tokens, n) for request, tokens, n in entries]
+        owner = _owner(entries)
+        batch = [(_sequence(request).id, what, n) for request, what, n in entries]
         try:
-            rows = self._context.eval_batch(batch, cancel=cancel)
+            rows = self._context.eval_batch(batch, cancel=owner.stop if owner else self._halt)
         except Exception as exc:
-            self._eval_failed(entries, exc)
+            self._eval_failed(entries, owner, exc)
             return
         now = self._clock()
         self._stats.steps += 1
         self._pace.learn(_n_tokens(entries), now - began)
-        wanted = iter(rows)
+        wanted, sizes = iter(rows), _sizes(entries)
         chosen = []
-        for request, tokens, n in entries:
+        for request, what, n in entries:
             if request.n_done < request.n_prompt:
-                request.prefill_text_s += now - began
+                request.note_prefill(what, (now - began) * len(what) / sizes[request])
                 request.since = now
-            guess = tokens[len(tokens) - n + 1 :] if n else []
+            guess = what[len(what) - n + 1 :] if n > 1 and isinstance(what, list) else []
             choices = request.choose(self._context, list(islice(wanted, n)), guess) if n else []
             n_wrong = n - len(choices)
-            self._keep(request, len(tokens) - n_wrong)
+            self._keep(request, len(what) - n_wrong)
             if guess and request.lookup is not None:
                 request.lookup.learn(len(guess), len(choices) - 1)
                 self._stats.guessed_tokens += len(guess)
@@ -383,55 +394,20 @@ class Scheduler:
         self._memory.grow(_sequence(request), n)
         request.advance(n)
 
-    def _eval_failed(self, entries: list[_Entry], error: BaseException) -> None:
+    def _eval_failed(self, entries: list[_Entry], owner: Request | None, error: BaseException) -> None:
+        """End whose fault it was; nothing was evaluated, so the next step tries again for the others."""
         if isinstance(error, ContextFullError) and self.prefixes.evict():
-            return  # nothing was evaluated: the next step tries again
-        if len(entries) > 1:
-            for entry in entries:
-                self._eval([entry])
+            return
+        requests = _sizes(entries)
+        stopped = isinstance(error, CancelledError)
+        if len(requests) > 1 and not (stopped and owner):
+            for request in requests:
+                self._eval([entry for entry in entries if entry.request is request])
             return
         if self._halt.cancelled:
             error = closed_error()
-        cancelled = isinstance(error, CancelledError)
-        self._end(entries[0][0], Event(reason="cancelled") if cancelled else Event(error=error))
-
-    def _step_image(self) -> bool:
-        """Evaluate a slice of the first image that is next in its prompt."""
-        for request in self.running:
-            if request.at_image:
-                break
-        else:
-            return False
-        image, start = request.next_image()
-        assert image.rows is not None
-        assert image.n_tokens is not None
-        alone = all(other is request or other.paused or other.at_image for other in self.running)
-        stop = min(start + (self._n_ubatch if alone else self._slice), image.n_tokens)
-        while not self.prefixes.make_room(stop - start) and len(self.running) > 1:
-            last = self.running[-1]
-            self._park(last)
-            if last is request:
-                return True
-        self._eval_image(request, image, start, stop)
-        return True
-
-    def _eval_image(self, request: Request, image: Image, start: int, stop: int) -> None:
-        assert image.rows is not None
-        began = self._clock()
-        last = stop == image.n_tokens and request.ends_with_image
-        try:
-            seq, cancel = _sequence(request).id, request.stop
-            self._context.eval(image.rows, seq=seq, start=start, stop=stop, logits=last, cancel=cancel)
-        except Exception as exc:
-            self._eval_failed([(request, [], 0)], exc)
-            return
-        request.since = self._clock()
-        self._stats.steps += 1
-        self._pace.learn(stop - start, request.since - began)
-        request.prefill_image_s += request.since - began
-        self._keep(request, stop - start)
-        if last:
-            self._emit(request, request.choose(self._context, [None]))
+        event = Event(reason="cancelled") if isinstance(error, CancelledError) else Event(error=error)
+        self._end(owner or entries[0].request, event)
 
     def _emit(self, request: Request, chosen: list[Choice | Exception]) -> None:
         """Hand tokens to their caller, until the answer ends."""
@@ -491,8 +467,23 @@ class Scheduler:
         self.prefixes.keep(sequence, request.content)
 
 
+def _sizes(entries: list[_Entry]) -> dict[Request, int]:
+    """Return how many tokens each request has in a batch."""
+    sizes: dict[Request, int] = {}
+    for request, what, _ in entries:
+        sizes[request] = sizes.get(request, 0) + len(what)
+    return sizes
+
+
 def _n_tokens(entries: list[_Entry]) -> int:
-    return sum([len(tokens) for _, tokens, _ in entries])
+    return sum([len(what) for _, what, _ in entries])
+
+
+def _owner(entries: list[_Entry]) -> Request | None:
+    """Return the request that has most of a batch, whose end may end the call."""
+    sizes = _sizes(entries)
+    first = max(sizes, key=sizes.__getitem__)
+    return first if 2 * sizes[first] > _n_tokens(entries) else None
 
 
 def _sequence(request: Request) -> Sequence:

@@ -1,5 +1,8 @@
 # Part of _native: models and vocabularies.
 
+# their graphs take the rows of a token as they lie in the table, and look at nothing else of it
+_PLAIN_EMBEDDINGS = frozenset({"llama", "phi3", "qwen2"})
+
 cdef llama.llama_model_params native_model_params() noexcept:
     return llama.llama_model_default_params()
 
@@ -91,10 +94,14 @@ cdef dict native_model_info(llama.llama_model *model):
     """Everything that layer 3 keeps about a model, read once."""
     cdef const llama.llama_vocab *vocab = llama.llama_model_get_vocab(model)
     cdef char description[256]
+    cdef dict metadata = _metadata(model)
     llama.llama_model_desc(model, description, sizeof(description))
     return {
         "description": _text(description),
-        "metadata": _metadata(model),
+        "metadata": metadata,
+        "has_plain_embeddings": (
+            metadata.get("general.architecture") in _PLAIN_EMBEDDINGS
+            and llama.llama_token_rows(model, NULL, 0, NULL)),
         "chat_template": _text(llama.llama_model_chat_template(model, NULL)),
         "n_vocab": llama.llama_vocab_n_tokens(vocab),
         "n_embd": llama.llama_model_n_embd_inp(model),
@@ -191,3 +198,14 @@ cdef bytes native_detokenize(llama.llama_model *model, list ids, bint remove_spe
 
 cdef bint native_is_eog(llama.llama_model *model, int32_t token) noexcept:
     return llama.llama_vocab_is_eog(llama.llama_model_get_vocab(model), token)
+
+
+cdef int native_token_rows(
+    llama.llama_model *model, const int32_t *tokens, Py_ssize_t n, float *out) except -1:
+    """llama_model_get_tok_embd_rows (llama.h, patch 0015): write what a graph looks up, n * n_embd floats."""
+    cdef cbool found
+    with nogil:
+        found = llama.llama_token_rows(model, tokens, <int32_t>n, out)
+    if not found:
+        raise _error(InvalidInputError, "no embeddings of these tokens", "llama_model_get_tok_embd_rows")
+    return 0

@@ -8,19 +8,17 @@ from support.fake_engine import Desk, FakeImage
 from llava_native.errors import CancelledError, ClosedError
 
 
-@pytest.mark.parametrize(
-    ("call", "pieces"), [("eval_batch", [[5] * 40]), ("eval", [FakeImage("cat", 40), [1]])]
-)
-def test_a_call_for_one_request_ends_too(monkeypatch, call, pieces):
+@pytest.mark.parametrize("pieces", [[[5] * 40], [FakeImage("cat", 40), [1]]])
+def test_a_call_for_one_request_ends_too(monkeypatch, pieces):
     desk = Desk(n_running=1, n_ctx=200)
     request = desk.ask(*pieces)
 
     def closed_meanwhile(*_args, cancel=None, **_options):
         desk.scheduler.stop()  # as another thread does
         assert cancel.cancelled
-        raise CancelledError
+        raise CancelledError("cancelled")
 
-    monkeypatch.setattr(desk.context, call, closed_meanwhile)
+    monkeypatch.setattr(desk.context, "eval_batch", closed_meanwhile)
     for _ in range(10):
         desk.scheduler.step()
         desk.encoding.run()

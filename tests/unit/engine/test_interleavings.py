@@ -25,6 +25,7 @@ SHAPE = st.fixed_dictionaries({
     "n_ubatch": st.sampled_from([3, 8]),
     "n_seq_max": st.integers(3, 6),
     "n_guessed": st.sampled_from([0, 1, 5]),
+    "can_mix": st.booleans(),
 })  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_a_long_prompt_is_cut_while_others_are_answered():
         desk.scheduler.step()
         seen.append(len(desk.answer(first)[0]))
     assert seen == [2, 3, 4]  # 40 tokens in slices, and the stream never stopped
-    assert desk.context.calls[-3:] == [[(0, 1), (1, n)] for n in (16, 16, 8)]
+    assert desk.context.calls[-3:] == [[(0, 1), (1, n)] for n in (15, 15, 10)]
     desk.finish()
     assert desk.answer(first) == answer_to([A], 30)
     assert desk.answer(second) == answer_to([prompt], 8)

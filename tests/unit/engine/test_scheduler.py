@@ -6,6 +6,7 @@ import pytest
 from support.fake_engine import Desk, FakeImage, answer_to
 
 from llava_native.errors import (
+    CancelledError,
     DecodeError,
     GrammarError,
     InvalidInputError,
@@ -62,29 +63,63 @@ def test_first_come_first_served(desk):
     assert desk.scheduler.stats().finished == 4
 
 
-def test_an_image_comes_in_slices_between_the_tokens_of_others(desk):
+def test_an_image_comes_in_slices_between_the_tokens_of_others():
+    desk = Desk(n_ctx=256)
     desk.scheduler._pace.slice = lambda *_: 4
     first = desk.ask(A, max_tokens=30)
     desk.scheduler.step()
-    image = FakeImage("cat", 10)
+    image = FakeImage("cat", 30)
     second = desk.ask([7], image, [8])
     while not desk.answer(second)[0]:
         if not desk.encoding.run():
             desk.scheduler.step()
-    slices = [call for call in desk.context.calls if isinstance(call, tuple)]
-    assert slices == [(1, "cat", 0, 4), (1, "cat", 4, 8), (1, "cat", 8, 10)]
-    at = [desk.context.calls.index(call) for call in slices]
-    assert at[1] - at[0] == at[2] - at[1] == 2  # a token of the first one between them
+    # each with a token of the first one, and text before and after it
+    assert desk.context.calls[-3:] == [
+        [(0, 1), (1, 1), (1, "cat", 0, 14)],
+        [(0, 1), (1, "cat", 14, 29)],
+        [(0, 1), (1, "cat", 29, 30), (1, 1)],
+    ]
     desk.finish()
     expect(desk, first, A, max_tokens=30)
     expect(desk, second, [7], image, [8])
+    desk.close()
 
 
 def test_an_image_alone_is_not_cut(desk):
     desk.scheduler._pace.slice = lambda *_: 4
     desk.ask([7], FakeImage("cat", 10), [8])
     desk.finish()
-    assert (0, "cat", 0, 10) in desk.context.calls
+    assert desk.context.calls[0] == [(0, 1), (0, "cat", 0, 10), (0, 1)]
+
+
+def test_a_model_that_takes_them_apart_gets_tokens_and_images_in_turns():
+    desk = Desk(can_mix=False, n_ctx=256)
+    first = desk.ask(A, max_tokens=30)
+    desk.scheduler.step()
+    image = FakeImage("cat", 30)
+    second = desk.ask([7], image, [8])
+    while not desk.answer(second)[0]:
+        if not desk.encoding.run():
+            desk.scheduler.step()
+    at = [n for n, call in enumerate(desk.context.calls) if len(call[0]) == 4]
+    assert at[1] - at[0] == 2  # a token of the first one between them
+    assert [entry[2:] for entry in desk.context.images] == [(0, 15), (15, 30)]
+    desk.finish()
+    expect(desk, first, A, max_tokens=30)
+    expect(desk, second, [7], image, [8])
+    desk.close()
+
+
+def test_the_seconds_of_a_batch_belong_to_its_pieces():
+    seconds = iter(range(0, 10_000, 10))
+    desk = Desk()
+    desk.scheduler._clock = lambda: float(next(seconds))
+    request = desk.ask([7], FakeImage("cat", 10), [8], max_tokens=1)
+    desk.finish()
+    assert desk.context.calls == [[(0, 1), (0, "cat", 0, 10), (0, 1)]]
+    assert request.prefill_image_s == pytest.approx(10 * 10 / 12)
+    assert request.prefill_text_s == pytest.approx(10 * 2 / 12)
+    desk.close()
 
 
 def test_a_request_whose_image_is_not_ready_holds_nobody_up(desk):
@@ -169,8 +204,7 @@ def test_a_beginning_that_is_being_evaluated_is_waited_for():
     image = FakeImage("cat", 40)
     requests = [desk.ask([5], image, [n], max_tokens=4) for n in range(10, 13)]
     desk.finish()
-    rows = [call for call in desk.context.calls if isinstance(call, tuple)]
-    assert sum(stop - start for _, _, start, stop in rows) == 40
+    assert sum(stop - start for _, _, start, stop in desk.context.images) == 40
     assert [r.n_cached for r in requests] == [0, 41, 41]
     for n, request in enumerate(requests):
         expect(desk, request, [5], image, [10 + n], max_tokens=4)
@@ -244,10 +278,7 @@ def test_an_image_that_was_offloaded_is_neither_encoded_nor_evaluated_again():
     assert stats.images_encoded == 2
     assert stats.restored == 2
     assert stats.cells < 40  # the other image is not there for every token to look at
-    evaluated = sum(
-        stop - start for call in desk.context.calls if isinstance(call, tuple) for *_, start, stop in [call]
-    )
-    assert evaluated == 60
+    assert sum(stop - start for _, _, start, stop in desk.context.images) == 60
 
 
 def test_running_requests_make_room_for_older_ones():
@@ -407,6 +438,28 @@ def test_a_failing_evaluation_ends_the_culprit_only(desk):
     expect(desk, other, B)
 
 
+def test_a_cancelled_prompt_ends_the_call_and_the_others_go_on(monkeypatch):
+    desk = Desk(n_ctx=256)
+    first = desk.ask(A, max_tokens=20)
+    desk.scheduler.step()
+    second = desk.ask(list(range(12)))
+    watched = []
+
+    def cancelled_meanwhile(_entries, *, cancel):
+        watched.append(cancel)
+        cancel.cancel()
+        raise CancelledError("cancelled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.context, "eval_batch", cancelled_meanwhile)
+        desk.scheduler.step()
+    assert watched == [second.stop]  # most of the batch is its own
+    assert desk.answer(second) == ([], "cancelled")
+    desk.finish()
+    expect(desk, first, A, max_tokens=20)
+    desk.close()
+
+
 def test_a_failing_sampler_or_writer_ends_its_request_only(desk):
     good, bad = desk.ask(A), desk.ask(B)
     bad.sampler.error = GrammarError("no token is left")
@@ -442,7 +495,7 @@ def test_a_context_that_aborted_leaves_nobody_waiting(monkeypatch):
     desk = Desk()
     requests = [desk.ask(p) for p in (A, B, C, D)]
     desk.scheduler.step()
-    for name in ("eval", "eval_batch", "truncate_sequence", "copy_sequence"):
+    for name in ("eval_batch", "truncate_sequence", "copy_sequence"):
         monkeypatch.setattr(desk.context, name, aborted)
     requests.append(desk.ask(FakeImage("cat"), [1]))
     desk.finish()
