@@ -18,7 +18,8 @@ import logging
 import os
 import secrets
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ _logger = logging.getLogger("llava_native")
 _FORMAT = "llava_native chat 1"
 _MAX_JSON = 64 << 20  # bytes
 _KEY_BYTES = 32
+_PIECE = 4 << 20  # bytes of a state that are read, and hashed on another core, at a time
 
 
 def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Message]) -> None:
@@ -79,7 +81,7 @@ def write_chat(path: str | os.PathLike[str], llava: Llava, messages: Sequence[Me
         data["images"] = [_write_image(file, n, image) for n, image in enumerate(images)]
         if kept is not None:
             data["state"] = {"made_by": _made_by(llava.engine), "content": contents.to_data(kept[0])}
-            data["state"]["mark"] = _mark(key, data, kept[1])
+            data["state"]["mark"] = _mark(key, data, _pieces(kept[1]))
             file.writestr("state.bin", kept[1])
         file.writestr("chat.json", json.dumps(data))
 
@@ -108,9 +110,9 @@ def read_chat(path: str | os.PathLike[str], llava: Llava) -> list[Message]:
             images = [_read_image(file, n, image, llava) for n, image in enumerate(data["images"])]
             messages = [_read_message(message, images) for message in data["messages"]]
             if "state" in data and data["state"]["made_by"] == _made_by(llava.engine):
-                state = _read(file, "state.bin")
+                state = bytearray(file.getinfo("state.bin").file_size)
                 mark = str(data["state"].get("mark")).encode()
-                if hmac.compare_digest(mark, _mark(_key(), data, state).encode()):
+                if hmac.compare_digest(mark, _mark(_key(), data, _read_state(file, state)).encode()):
                     _adopt(llava.engine, contents.from_data(data["state"]["content"]), state)
                 else:
                     _logger.warning("a saved state is not used: it was not saved by this user here")
@@ -224,6 +226,19 @@ def _read(file: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
 # -- what was evaluated
 
 
+def _pieces(state: State) -> Iterator[memoryview]:
+    whole = memoryview(state)
+    return (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
+
+
+def _read_state(file: zipfile.ZipFile, state: bytearray) -> Iterator[memoryview]:
+    """Fill a state, and yield its pieces while the rest is read."""
+    with file.open("state.bin") as member:
+        for piece in _pieces(state):
+            piece[:] = member.read(len(piece))
+            yield piece
+
+
 def _key() -> bytes:
     """Return this user's secret; empty where it cannot be kept.
 
@@ -248,17 +263,18 @@ def _for_me(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _mark(key: bytes, data: dict[str, Any], state: State) -> str:
+def _mark(key: bytes, data: dict[str, Any], state: Iterator[memoryview]) -> str:
     """Return what shows that this user saved a state with these facts; nobody did with an empty key."""
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda piece: hashlib.sha256(piece).hexdigest(), state))
     facts = [
         data["model"]["fingerprint"],
         data["encoder"],
         data["state"]["made_by"],
         data["state"]["content"],
+        hashes,
     ]
-    mark = hashlib.blake2b(json.dumps(facts).encode(), key=key or secrets.token_bytes(_KEY_BYTES))
-    mark.update(state)
-    return mark.hexdigest()
+    return hmac.new(key or secrets.token_bytes(_KEY_BYTES), json.dumps(facts).encode(), "sha256").hexdigest()
 
 
 def _adopt(engine: Engine, content: Content, state: State) -> None:
