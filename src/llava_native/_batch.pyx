@@ -68,7 +68,7 @@ cdef class Batch:
         return False
 
     cdef int c_lay_input(self, llama.llama_model *model, Py_ssize_t n_embd) except -1:
-        """Choose what the library reads: ids, the rows of one image where they lie, or rows of all entries."""
+        """Choose what the library reads: ids, rows of one image where they lie, or rows of all entries."""
         self._raw.token = NULL
         self._raw.embd = NULL
         if self.n_image == 0:

@@ -113,8 +113,7 @@ cdef class Context:
         self._known_adapters = model._adapters
         self._has_logits = False
         self._pid = getpid()
-        self._info = native_context_info(self._ptr)
-        self._info |= {"n_threads": n_threads, "n_outputs": n_outputs}
+        self._info = native_context_info(self._ptr) | {"n_threads": n_threads, "n_outputs": n_outputs}
         self._n_past.assign(n_seq_max, 0)
         self._n_rows = n_seq_max
         self._batch = Batch.__new__(Batch)

@@ -61,7 +61,7 @@ cdef class ImageEmbedding(FloatBuffer):
         return self._borrowed.buf != NULL and not self._borrowed.readonly
 
     def __getitem__(self, rows):
-        """Return the rows of a slice, at least one, as an ``ImageEmbedding`` that shares this one's memory."""
+        """Return the rows of a slice, at least one, as an ``ImageEmbedding`` that shares this memory."""
         cdef ImageEmbedding part = ImageEmbedding.__new__(ImageEmbedding)
         self.c_check_alive()
         if not isinstance(rows, slice):
