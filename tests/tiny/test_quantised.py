@@ -135,12 +135,13 @@ def test_many_at_once_are_what_one_at_a_time_is(quantised, kind):
 
 @pytest.mark.skipif(not AVX2, reason="the CPU, or this build, has no AVX2")
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
-def test_a_few_at_once_are_bit_for_bit_what_one_at_a_time_is(quantised, kind):
+def test_a_few_at_once_are_multiplied_as_one_is(quantised, kind):
+    """Products with weights have the same bits; attention may add in another order."""
     path, *_ = quantised(kind)
     with Model(path, repack=False) as model:
         for n in range(2, 7 if VNNI else 6):
             tokens = list(range(300, 300 + n))
-            np.testing.assert_array_equal(last_logits(model, tokens, n), last_logits(model, tokens, 1))
+            assert apart(last_logits(model, tokens, n), last_logits(model, tokens, 1)) < 1e-3, n
 
 
 @pytest.mark.skipif(not AMX, reason="the CPU, or this build, has no AMX")
