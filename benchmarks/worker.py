@@ -135,7 +135,8 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
             encoded = time.perf_counter()
             head = model.tokenize(HEAD, add_special=True, parse_special=True)
             tail = model.tokenize(args.question + TAIL, add_special=False, parse_special=True)
-            ctx.eval_batch([(0, head, False), (0, rows, False), (0, tail, True)])
+            for part in (head, rows, tail):  # apart, as mtmd-cli has them: answers are compared, bit for bit
+                ctx.eval(part)
             with Sampler(model, SamplingParams(temperature=0)) as sampler:
                 tokens = [sampler.sample(ctx)]
                 first = time.perf_counter()

@@ -93,6 +93,7 @@ class Scheduler:
         self._stats = Stats()
         self._desk = ImageDesk(encoding, self._embeddings, self._stats, WeakMethod(self._image_done))
         self._pace = Pace(context.n_ubatch)
+        self._can_mix = context.can_mix
         self._n_threads = context.n_threads
         self._n_batch, self._n_ubatch, self._n_ctx = context.n_batch, context.n_ubatch, context.n_ctx_seq
         self._is_sharing = False  # threads, with an encode
@@ -332,12 +333,12 @@ class Scheduler:
         n = _n_tokens(entries)
         left = max(self._slice - n, TILE - n % TILE) if entries or self._is_sharing else self._n_ubatch
         left = min(left, self._n_batch - n)
-        n_pieces = None if self._context.can_mix else 1
+        n_pieces = None if self._can_mix else 1
         for request in prompts:
             for what, last in islice(request.next_pieces(left), n_pieces):
                 left -= len(what)
                 entries.append(_Entry(request, what, int(last)))
-        return entries if self._context.can_mix else self._of_one_kind(entries)
+        return entries if self._can_mix else self._of_one_kind(entries)
 
     def _of_one_kind(self, entries: list[_Entry]) -> list[_Entry]:
         """Return the tokens or the image rows, in turns: this model takes them apart."""
