@@ -94,7 +94,7 @@ cdef class Batch:
             native_token_rows(model, &self._tokens[at], self.n - at, &self._mixed[at * n_embd])
         return 0
 
-    cdef size_t c_input_address(self) noexcept:
+    cdef size_t c_input_address(self) noexcept:  # it reads pointers
         return <size_t>self._raw.embd if self._raw.embd != NULL else <size_t>self._raw.token
 
     cdef int c_decode(self, llama.llama_context *ctx, Watch *watch) except -1:

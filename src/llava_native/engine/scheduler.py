@@ -360,7 +360,8 @@ class Scheduler:
     def _eval(self, entries: list[_Entry]) -> None:
         """Evaluate a batch; where it fails, each of its requests alone, so that only the culprit ends."""
         began = self._clock()
-        owner = _owner(entries)
+        sizes = _sizes(entries)
+        owner = _owner(sizes)
         batch = [(_sequence(request).id, what, n) for request, what, n in entries]
         try:
             rows = self._context.eval_batch(batch, cancel=owner.stop if owner else self._halt)
@@ -370,7 +371,7 @@ class Scheduler:
         now = self._clock()
         self._stats.steps += 1
         self._pace.learn(_n_tokens(entries), now - began)
-        wanted, sizes = iter(rows), _sizes(entries)
+        wanted = iter(rows)
         chosen = []
         for request, what, n in entries:
             if request.n_done < request.n_prompt:
@@ -480,11 +481,10 @@ def _n_tokens(entries: list[_Entry]) -> int:
     return sum([len(what) for _, what, _ in entries])
 
 
-def _owner(entries: list[_Entry]) -> Request | None:
+def _owner(sizes: dict[Request, int]) -> Request | None:
     """Return the request that has most of a batch, whose end may end the call."""
-    sizes = _sizes(entries)
     first = max(sizes, key=sizes.__getitem__)
-    return first if 2 * sizes[first] > _n_tokens(entries) else None
+    return first if 2 * sizes[first] > sum(sizes.values()) else None
 
 
 def _sequence(request: Request) -> Sequence:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from support.fake_engine import Desk, answer_to
+from support.fake_engine import LONG, Desk, answer_to
 
 from llava_native.engine.pace import Pace
 
 # prompts whose answers are longer than what the tests look at
-A, B = [[n] for n in range(200, 400) if len(answer_to([[n]], 40)[0]) >= 30][:2]
+A, B = LONG[:2]
 
 
 def test_a_slice_takes_a_fifth_of_a_second():

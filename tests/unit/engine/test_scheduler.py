@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.fake_engine import Desk, FakeImage, answer_to
+from support.fake_engine import LONG, Desk, FakeImage, answer_to
 
 from llava_native.errors import (
-    CancelledError,
     DecodeError,
     GrammarError,
     InvalidInputError,
@@ -14,8 +13,6 @@ from llava_native.errors import (
     PromptTooLongError,
 )
 
-# prompts whose answers are longer than what the tests look at
-LONG = [[n] for n in range(200, 400) if len(answer_to([[n]], 40)[0]) >= 30]
 A, B, C, D = LONG[:4]
 
 
@@ -61,65 +58,6 @@ def test_first_come_first_served(desk):
     desk.finish()
     assert order == requests
     assert desk.scheduler.stats().finished == 4
-
-
-def test_an_image_comes_in_slices_between_the_tokens_of_others():
-    desk = Desk(n_ctx=256)
-    desk.scheduler._pace.slice = lambda *_: 4
-    first = desk.ask(A, max_tokens=30)
-    desk.scheduler.step()
-    image = FakeImage("cat", 30)
-    second = desk.ask([7], image, [8])
-    while not desk.answer(second)[0]:
-        if not desk.encoding.run():
-            desk.scheduler.step()
-    # each with a token of the first one, and text before and after it
-    assert desk.context.calls[-3:] == [
-        [(0, 1), (1, 1), (1, "cat", 0, 14)],
-        [(0, 1), (1, "cat", 14, 29)],
-        [(0, 1), (1, "cat", 29, 30), (1, 1)],
-    ]
-    desk.finish()
-    expect(desk, first, A, max_tokens=30)
-    expect(desk, second, [7], image, [8])
-    desk.close()
-
-
-def test_an_image_alone_is_not_cut(desk):
-    desk.scheduler._pace.slice = lambda *_: 4
-    desk.ask([7], FakeImage("cat", 10), [8])
-    desk.finish()
-    assert desk.context.calls[0] == [(0, 1), (0, "cat", 0, 10), (0, 1)]
-
-
-def test_a_model_that_takes_them_apart_gets_tokens_and_images_in_turns():
-    desk = Desk(can_mix=False, n_ctx=256)
-    first = desk.ask(A, max_tokens=30)
-    desk.scheduler.step()
-    image = FakeImage("cat", 30)
-    second = desk.ask([7], image, [8])
-    while not desk.answer(second)[0]:
-        if not desk.encoding.run():
-            desk.scheduler.step()
-    at = [n for n, call in enumerate(desk.context.calls) if len(call[0]) == 4]
-    assert at[1] - at[0] == 2  # a token of the first one between them
-    assert [entry[2:] for entry in desk.context.images] == [(0, 15), (15, 30)]
-    desk.finish()
-    expect(desk, first, A, max_tokens=30)
-    expect(desk, second, [7], image, [8])
-    desk.close()
-
-
-def test_the_seconds_of_a_batch_belong_to_its_pieces():
-    seconds = iter(range(0, 10_000, 10))
-    desk = Desk()
-    desk.scheduler._clock = lambda: float(next(seconds))
-    request = desk.ask([7], FakeImage("cat", 10), [8], max_tokens=1)
-    desk.finish()
-    assert desk.context.calls == [[(0, 1), (0, "cat", 0, 10), (0, 1)]]
-    assert request.prefill_image_s == pytest.approx(10 * 10 / 12)
-    assert request.prefill_text_s == pytest.approx(10 * 2 / 12)
-    desk.close()
 
 
 def test_a_request_whose_image_is_not_ready_holds_nobody_up(desk):
@@ -436,28 +374,6 @@ def test_a_failing_evaluation_ends_the_culprit_only(desk):
     assert isinstance(desk.got[bad][-1].error, DecodeError)
     expect(desk, good, A)
     expect(desk, other, B)
-
-
-def test_a_cancelled_prompt_ends_the_call_and_the_others_go_on(monkeypatch):
-    desk = Desk(n_ctx=256)
-    first = desk.ask(A, max_tokens=20)
-    desk.scheduler.step()
-    second = desk.ask(list(range(12)))
-    watched = []
-
-    def cancelled_meanwhile(_entries, *, cancel):
-        watched.append(cancel)
-        cancel.cancel()
-        raise CancelledError("cancelled")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(desk.context, "eval_batch", cancelled_meanwhile)
-        desk.scheduler.step()
-    assert watched == [second.stop]  # most of the batch is its own
-    assert desk.answer(second) == ([], "cancelled")
-    desk.finish()
-    expect(desk, first, A, max_tokens=20)
-    desk.close()
 
 
 def test_a_failing_sampler_or_writer_ends_its_request_only(desk):
