@@ -20,7 +20,7 @@ from llava_native.errors import (
     BusyError, ClosedError, ContextFullError, ForkError, InUseError, InvalidInputError,
 )
 from llava_native.limits import check_cache_types, check_memory, check_range
-from llava_native.machine import gpus
+from llava_native.machine import default_flash_attn
 from llava_native.threads import default_n_threads
 
 cdef int MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
@@ -51,8 +51,8 @@ cdef class Context:
     n_threads : int, optional
         CPU threads; default the physical cores that this process may use.
     flash_attn : bool, optional
-        Default: off on the CPU, where it makes single tokens slower by a third and more once an image
-        is in the context; the library's choice on a GPU.
+        Default: on where the CPU has AVX2 or AVX-512 and nothing is kept as "f32", off on other CPUs,
+        where it makes single tokens slower; the library's choice on a GPU.
     type_k, type_v : {"f16", "f32", "bf16", "q8_0"}, default "f16"
         How keys and values are kept. "q8_0" needs heads of a multiple of 32, for values flash attention too.
     offload_kqv : bool, default True
@@ -93,8 +93,8 @@ cdef class Context:
         check_range("n_outputs", n_outputs, n_seq_max, n_batch)
         check_range("n_threads", n_threads, 1, 512)
         check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
-        if flash_attn is None and not gpus(devices()):
-            flash_attn = type_v == "q8_0"
+        if flash_attn is None:
+            flash_attn = default_flash_attn(devices(), type_k, type_v)
         params = native_context_params(
             n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs, n_threads, flash_attn, type_k, type_v)
         check_cache_types(model, type_k, type_v)

@@ -29,7 +29,7 @@ from llava_native.errors import (
     ModelLoadError,
 )
 from llava_native.gguf import read_header
-from llava_native.machine import gpus
+from llava_native.machine import cpu_features, gpus
 from llava_native.preflight import check_mmproj
 from llava_native.profiles import assumed_mmproj_keys
 from llava_native.threads import default_n_threads
@@ -298,8 +298,7 @@ cdef str _choose_dtype(str asked, str stored, bint on_gpu):
         return stored
     if asked == "bf16":
         return "bf16"
-    cpu = next((d["features"] for d in devices() if d["type"] == "cpu"), {})
-    return "bf16" if cpu.get("AVX512_BF16") == "1" else "f16"
+    return "bf16" if "AVX512_BF16" in cpu_features(devices()) else "f16"
 
 
 cdef ImageEmbedding _collect(vector[EncodedRows] *rows, Py_ssize_t n_embd, str fingerprint):

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from llava_native.errors import NotEnoughMemoryError
 from llava_native.gguf import GGUFHeader, read_header
-from llava_native.machine import Room, host_room
+from llava_native.machine import Room, default_flash_attn, host_room
 from llava_native.preflight.text import all_tensors
 from llava_native.repack import copied_nbytes, should_repack
 
@@ -89,7 +89,8 @@ def estimate_memory(
     repack : bool, optional
         As ``Model`` takes it.
     devices : sequence of mapping
-        As ``llava_native.devices`` returns them: which weights are copied depends on the CPU.
+        As ``llava_native.devices`` returns them: which weights are copied depends on the CPU, and how
+        attention is computed.
     on_gpu : bool, default False
         The layers go to a GPU: nothing is repacked, and flash attention is on unless it is refused.
 
@@ -119,7 +120,7 @@ def estimate_memory(
         weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in sizes)
         kv = shape.kv(n_ctx, type_k, type_v)
         if flash_attn is None:
-            flash_attn = on_gpu or type_v == "q8_0"  # as Context does
+            flash_attn = on_gpu or bool(default_flash_attn(devices, type_k, type_v))
         compute = shape.compute(n_ctx, min(n_ubatch, n_batch, n_ctx), flash_attn, on_gpu)
         compute += n_outputs * shape.n_vocab * 4
     encoder = _encoder(mmproj) if mmproj is not None else 0

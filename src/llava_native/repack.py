@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from llava_native.gguf import Tensor
+from llava_native.machine import cpu_features
 
 __all__ = ["copied_nbytes", "should_repack"]
 
@@ -41,7 +42,7 @@ def copied_nbytes(tensors: Iterable[Tensor], devices: Sequence[Mapping[str, Any]
     devices : sequence of mapping
         As ``llava_native.devices`` returns them.
     """
-    has = _cpu_features(devices)
+    has = cpu_features(devices)
     repacked = set().union(*(types for feature, types in _REPACKED.items() if feature in has))
     if "REPACK" not in has:
         repacked.clear()
@@ -64,20 +65,10 @@ def should_repack(tensors: Collection[Tensor], devices: Sequence[Mapping[str, An
     -----
     Weights that are not copied stay mapped from their file, and processes share them.
     """
-    has = _cpu_features(devices)
+    has = cpu_features(devices)
     if "AVX2" not in has or ("AVX512" in has and "AVX512_VNNI" not in has):
         return True
     no_faster = _NO_FASTER_BY_AMX if "AMX_INT8" in has else _NO_FASTER
     sizes = copied_nbytes(tensors, devices)
     useless = sum(sizes.get(tensor.name, 0) for tensor in tensors if tensor.type in no_faster)
     return 2 * useless <= sum(sizes.values())
-
-
-def _cpu_features(devices: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Return what the CPU has; a GPU's device tells features of its own, none of these."""
-    return frozenset(
-        feature
-        for device in devices
-        for feature, value in device.get("features", {}).items()
-        if value not in ("0", "")
-    )

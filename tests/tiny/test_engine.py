@@ -77,10 +77,11 @@ def test_threads_get_what_they_would_get_alone(make, threads):
 @pytest.mark.cpu("sums depend on what is evaluated at once, and these choices are not clear")
 def test_sampled_answers_depend_on_their_seed_only(make):
     options = {"temperature": 1.0, "max_tokens": 12}
-    with make(n_seq_max=1, prefix_cache=0) as plain:
+    exact = {"type_k": "f32", "type_v": "f32"}  # rounding to F16 makes large differences of small ones
+    with make(n_seq_max=1, prefix_cache=0, **exact) as plain:
         expected = [plain.generate("Hello", seed=seed, **options).text for seed in range(12)]
     assert len(set(expected)) > 6
-    with make() as llava, ThreadPoolExecutor(12) as pool:
+    with make(**exact) as llava, ThreadPoolExecutor(12) as pool:
         assert (
             list(pool.map(lambda s: llava.generate("Hello", seed=s, **options).text, range(12))) == expected
         )

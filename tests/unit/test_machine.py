@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava_native.machine import Room, gpus, host_room
+from llava_native.machine import Room, cpu_features, default_flash_attn, gpus, host_room
 
 MEMINFO = "MemTotal:        8388608 kB\nMemFree: 1 kB\nMemAvailable:    4194304 kB\n"
 GiB = 2**30
@@ -87,3 +87,27 @@ def test_this_machine():
 def test_gpus_are_those_with_memory_of_their_own_or_without():
     found = [{"name": n, "type": t} for n, t in (("A", "gpu"), ("B", "igpu"), ("C", "accel"), ("CPU", "cpu"))]
     assert [device["name"] for device in gpus(found)] == ["A", "B"]
+
+
+def cpu(**features):
+    return {"name": "CPU", "type": "cpu", "features": features}
+
+
+def test_features_are_the_cpus_and_not_those_that_are_off():
+    found = [{"name": "A", "type": "gpu", "features": {"FAST": "1"}}, cpu(AVX2="1", AMX_INT8="0", NEON="")]
+    assert cpu_features(found) == {"AVX2"}
+
+
+@pytest.mark.parametrize(
+    ("found", "type_k", "type_v", "expected"),
+    [
+        ([cpu(FLASH_ATTN="1")], "f16", "f16", True),
+        ([cpu(FLASH_ATTN="1")], "q8_0", "bf16", True),
+        ([cpu(FLASH_ATTN="1")], "f32", "f16", False),
+        ([cpu(NEON="1")], "f16", "f16", False),
+        ([cpu(NEON="1")], "f16", "q8_0", True),
+        ([{"name": "A", "type": "gpu"}, cpu(FLASH_ATTN="1")], "f16", "f16", None),
+    ],
+)
+def test_flash_attention_by_default(found, type_k, type_v, expected):
+    assert default_flash_attn(found, type_k, type_v) is expected

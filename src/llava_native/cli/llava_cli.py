@@ -80,7 +80,7 @@ _SETTINGS = {
 @click.option(
     "-s", "--seed", type=click.IntRange(-1, 2**32 - 2), default=-1, help="-1: another one each time."
 )
-@click.option("-fa", "--flash-attn", is_flag=True, help="Flash attention, also on the CPU.")
+@click.option("-fa", "--flash-attn", is_flag=True, help="Flash attention, also where it is off.")
 @click.option("--lora", multiple=True, type=click.Path(), help="A LoRA adapter; may be given again.")
 @click.option("--lora-scaled", multiple=True, type=(click.Path(), float), help="One, and how much of it.")
 @click.option("--chat-template", help="phi-3, llama-3, vicuna, mistral, chatml, Jinja or a file of it.")
