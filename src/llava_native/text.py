@@ -42,11 +42,11 @@ class StopSplitter:
         if not self._stops:
             return text
         self._held += text
-        # the earliest match wins; of two at one place, it does not matter which
-        starts = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
-        if starts:
+        # what is complete first wins, however the text is cut; of two with one end, the longer
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if found:
             self.stopped = True
-            shown, self._held = self._held[: min(starts)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         keep = max(self._partial(stop) for stop in self._stops)
         cut = len(self._held) - keep

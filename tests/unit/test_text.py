@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llava_native.text import StopSplitter, Utf8Decoder
@@ -37,7 +37,8 @@ def split(texts, stops):
 
 
 def whole_answer(text, stops):
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    return text[: min(found, default=(0, len(text)))[1]]
 
 
 # -- Utf8Decoder
@@ -72,8 +73,9 @@ def test_a_character_that_never_ends():
 # -- StopSplitter
 
 
+@example("\naa", [2], ["a", "\naa"])
 @given(stoppy, st.lists(st.integers(0, 40)), stop_lists)
-def test_shown_text_ends_before_the_earliest_stop_however_it_is_cut(text, places, stops):
+def test_shown_text_ends_before_the_first_complete_stop_however_it_is_cut(text, places, stops):
     shown, rest, stopped = split(cut(text, places), stops)
     assert "".join(shown) + rest == whole_answer(text, stops)
     assert stopped == any(stop in text for stop in stops)
@@ -111,8 +113,8 @@ def test_no_more_is_held_back_than_a_stop_is_long(text, stops):
         (["one<|e", "nd|>two"], ["<|end|>"], ["one", ""], "", True),
         (["one<|e", "nt"], ["<|end|>"], ["one", "<|ent"], "", False),
         (["one<|e"], ["<|end|>"], ["one"], "<|e", False),
-        (["xabcx"], ["bc", "abc"], ["x"], "", True),  # the earliest, not the first in the list
-        (["xab", "cd"], ["abcd", "bc"], ["x", ""], "", True),
+        (["xabcx"], ["bc", "abc"], ["x"], "", True),  # the longer of two that end together
+        (["xab", "cd"], ["abcd", "bc"], ["x", "a"], "", True),  # what is complete first
         (["aab"], ["ab"], ["a"], "", True),
         (["aa", "b"], ["ab"], ["a", ""], "", True),
         (["ab", "ab", "c"], ["ababc"], ["", "", ""], "", True),
