@@ -11,7 +11,7 @@ import pytest
 from support.reference import llama_logits
 from support.tiny_models import write_text_model
 
-from llava_native import Context, Model, devices
+from llava_native import Context, ImageEmbedding, Model, devices
 from llava_native.machine import cpu_features
 
 pytestmark = pytest.mark.cpu("a GPU has attention of its own")
@@ -68,6 +68,19 @@ def test_sequences_between_each_others_cells(tmp_path, shape):
             actual = np.array(ctx.logits)  # of the last one
     expected = llama_logits([shared + tails[2] + TOKENS[200:240]], text.weights, text.params)[-1]
     assert np.abs(actual - expected).max() <= 2e-3
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 20], ids=lambda n: f"{n} at once")
+def test_numbers_that_are_none_stay_in_their_sequence(tmp_path, at_once):
+    text = text_model(tmp_path, "phi-3's")
+    expected = llama_logits([TOKENS[:40]], text.weights, text.params)[-1]
+    broken = ImageEmbedding.from_buffer(np.full((5, text.params.n_embd), np.nan, np.float32))
+    with Model(text.path) as model, Context(model, n_ctx=512, n_threads=1, n_seq_max=2) as ctx:
+        ctx.eval_batch([(1, TOKENS[:3], 0)])
+        ctx.eval_batch([(1, broken, 0)])
+        for first in range(0, 40, at_once):
+            ctx.eval(TOKENS[first : min(first + at_once, 40)], seq=0)
+        assert np.abs(np.asarray(ctx.logits) - expected).max() <= 2e-3
 
 
 @pytest.mark.parametrize("type_k", ["f16", "bf16", "q8_0"])
