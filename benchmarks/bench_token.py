@@ -21,6 +21,7 @@ import peers
 
 from llava_native import Llava, devices
 from llava_native.gguf import read_header
+from llava_native.machine import default_flash_attn
 from llava_native.preflight.text import all_tensors
 from llava_native.prompt import Text
 from llava_native.repack import should_repack
@@ -63,7 +64,9 @@ def loop_us(program: Path, llava: Llava, n_threads: int, n_tokens: int) -> float
     [prompt] = llava.planner.pieces([Text(PROMPT)])
     tensors = all_tensors(read_header(llava.model.path)).values()
     is_copied = int(should_repack(tensors, devices()))
-    command = [program, llava.model.path, is_copied, N_CTX, N_SEQUENCES, n_threads, n_tokens, 2, *prompt]
+    flash_attn = default_flash_attn(devices(), "f16", "f16")
+    how = [is_copied, -1 if flash_attn is None else int(flash_attn)]  # as the stream's, by default
+    command = [program, llava.model.path, *how, N_CTX, N_SEQUENCES, n_threads, n_tokens, 2, *prompt]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 

@@ -1,12 +1,13 @@
 // A C++ loop over the calls that a stream makes for each token, the measure of `bench_token.py`.
 //
-//     token_loop MODEL IS_COPIED N_CTX N_SEQ N_THREADS N_TOKENS N_ROUNDS ID...
+//     token_loop MODEL IS_COPIED FLASH_ATTN N_CTX N_SEQ N_THREADS N_TOKENS N_ROUNDS ID...
 //
 // Prints a line of microseconds a token for each round, whose prompt is ID...; ends of answers are never chosen. IS_COPIED: 1
-// where weights are copied into another order (llama_model_params.use_extra_bufts).
+// where weights are copied into another order (llama_model_params.use_extra_bufts); FLASH_ATTN: a llama_flash_attn_type.
 
 #include "llama.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -15,7 +16,7 @@
 #include <vector>
 
 int main(int argc, char ** argv) {
-    if (argc < 9) {
+    if (argc < 10) {
         return 2;
     }
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
@@ -24,20 +25,20 @@ int main(int argc, char ** argv) {
     how.use_extra_bufts    = atoi(argv[2]);
     llama_model * model    = llama_model_load_from_file(argv[1], how);
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = atoi(argv[3]);
+    params.n_ctx           = atoi(argv[4]);
     params.n_batch         = params.n_ctx;
-    params.n_seq_max       = atoi(argv[4]);
-    params.n_threads       = params.n_threads_batch = atoi(argv[5]);
+    params.n_seq_max       = atoi(argv[5]);
+    params.n_threads       = params.n_threads_batch = atoi(argv[6]);
     params.kv_unified      = true;
     params.no_perf         = true;
-    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.flash_attn_type = (llama_flash_attn_type) atoi(argv[3]);
     llama_context * ctx = model ? llama_init_from_model(model, params) : nullptr;
     if (!ctx) {
         return 1;
     }
-    const int n_tokens = atoi(argv[6]), n_rounds = atoi(argv[7]);
+    const int n_tokens = atoi(argv[7]), n_rounds = atoi(argv[8]);
     std::vector<llama_token> prompt;
-    for (int i = 8; i < argc; ++i) {
+    for (int i = 9; i < argc; ++i) {
         prompt.push_back(atoi(argv[i]));
     }
     const llama_vocab * vocab = llama_model_get_vocab(model);
