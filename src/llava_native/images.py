@@ -53,7 +53,7 @@ _FORMATS = {
     "AVIF": "AvifImagePlugin",
 }
 _EXACT_SIDE = 8192  # taller images are resized down the columns first; see llava_pixels
-_SLAB_PIXELS = 2**22
+_SLAB_PIXELS = 2**20
 _ORIENTATION, _LONG = 0x0112, 4  # EXIF tag and type
 _foreign_images = threading.Lock()
 

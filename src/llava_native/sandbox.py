@@ -352,11 +352,15 @@ def _raise_exception(message: object = "") -> NoReturn:
 
 def _checked(value: Any) -> Any:
     """Return a value that is not too large."""
-    if isinstance(value, (str, list, tuple, dict)) and len(value) > MAX_SIZE:
-        _too_large()
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        _too_large()
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(value, str):
+        if len(value) > MAX_SIZE:
+            _too_large()
+    elif isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            _too_large()
+    elif isinstance(value, (list, tuple, dict)):
+        if len(value) > MAX_SIZE:
+            _too_large()
         _measured(value)
     return value
 

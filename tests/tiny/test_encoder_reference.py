@@ -62,9 +62,8 @@ def test_rows_are_those_of_the_papers(mmproj, shape):
     assert rows.dtype == np.float32
     assert rows.shape == (mmproj.params.n_patches, mmproj.params.n_embd_text)
     assert row_cosines(rows, expected).min() >= 0.99999
-    # ggml looks GELU up in float16; over one colour, where all patches are equal, those errors add up
-    limit = 1e-2 if ON_GPU else 3e-3 if shape == (1, 1) else 2e-3
-    assert np.abs(rows - expected).max() <= limit
+    # a GELU out of a table by float16, and one by tanh, are farther away; see patch 0019
+    assert np.abs(rows - expected).max() <= (1e-2 if ON_GPU else 1.2e-3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
