@@ -2,8 +2,8 @@
 
     python benchmarks/bench_loop.py
 
-The embedded model answers on one thread. Without a stream the same timer shows what the machine itself does. A
-timer is late, too, where Linux lets a thread that wakes up wait for another one's time slice. So there is a
+The embedded model answers on one thread. Without a stream the same timer shows what the machine itself does.
+A timer is late, too, where Linux lets a thread that wakes up wait for another one's time slice. So there is a
 third row, where the system allows it: the loop's thread is of a real-time class and waits for nobody; it is
 late by what this process does to it only.
 """
