@@ -7,8 +7,6 @@ one cannot be checked.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import http.client
 import io
@@ -20,13 +18,13 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Final, cast
-from urllib.parse import SplitResult, quote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from llava_native.data_url import MAX_BYTES, decode_data_url, is_data_url
 from llava_native.errors import DownloadError, ImageDecodeError, ImageTooLargeError, InvalidInputError
 
 __all__ = ["MAX_BYTES", "TIMEOUT", "load_url"]
 
-MAX_BYTES: Final = 32 * 2**20
 TIMEOUT: Final = 30.0
 MAX_REDIRECTS: Final = 5
 MAX_STALL: Final = 10.0  # seconds without a byte
@@ -82,8 +80,8 @@ def load_url(
     """
     if not isinstance(url, str):
         raise InvalidInputError(f"a URL must be a str, not {type(url).__name__}")
-    if url[:5].lower() == "data:":
-        return _decode_data(url, max_bytes)
+    if is_data_url(url):
+        return decode_data_url(url, max_bytes)
     deadline = time.monotonic() + timeout
     here = url.strip()
     for _ in range(MAX_REDIRECTS + 1):
@@ -97,28 +95,6 @@ def load_url(
         if before.lower().startswith("https:") and not here.lower().startswith("https:"):
             raise DownloadError(f"{_shown(before)} redirects to {_shown(here)}, which is not encrypted")
     raise DownloadError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
-
-
-def _decode_data(url: str, max_bytes: int) -> bytes:
-    """Decode a ``data:`` URL (RFC 2397); white space and missing padding are forgiven."""
-    head, comma, body = url[5:].partition(",")
-    if not comma:
-        raise ImageDecodeError(f"the data URL {_shown(url, 40)} has no comma before its data")
-    is_base64 = head.lower().rstrip().endswith(";base64")
-    if len(body) > 4 * max_bytes:  # before anything is copied; %XX takes three characters a byte
-        raise ImageTooLargeError(f"the data URL holds more than the {max_bytes} bytes that are allowed")
-    data = unquote_to_bytes(body)
-    if is_base64:
-        packed = b"".join(data.split()).replace(b"-", b"+").replace(b"_", b"/").rstrip(b"=")
-        try:
-            data = base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
-        except binascii.Error as exc:
-            raise ImageDecodeError(f"the data URL {_shown(url, 40)} holds no valid base64: {exc}") from exc
-    if len(data) > max_bytes:
-        raise ImageTooLargeError(f"the data URL holds {len(data)} bytes; {max_bytes} are allowed")
-    if not data:
-        raise ImageDecodeError(f"the data URL {_shown(url, 40)} holds no data")
-    return data
 
 
 def _split(url: str) -> SplitResult:
@@ -319,5 +295,5 @@ def _reported(url: str, timeout: float) -> Iterator[None]:
         raise DownloadError(f"{_shown(url)} cannot be fetched: {exc or type(exc).__name__}") from exc
 
 
-def _shown(url: str, limit: int = _SHOWN) -> str:
-    return url if len(url) <= limit else url[:limit] + "…"
+def _shown(url: str) -> str:
+    return url if len(url) <= _SHOWN else url[:_SHOWN] + "…"

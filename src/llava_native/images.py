@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
+from .data_url import decode_data_url, is_data_url
 from .errors import ImageDecodeError, ImageTooLargeError, InvalidInputError
 from .image_costs import check_cost
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageLike", "OpenOptions", "Pixels", "llava_pixels", "load_decoders", "open_image", "rgb_pixels"]
 
 ImageLike: TypeAlias = Any
-"""A path, a buffer of an encoded file, a ``PIL.Image.Image``, or a uint8 array of pixels.
+"""A path, a ``data:`` URL, a buffer of an encoded file, a ``PIL.Image.Image``, or a uint8 array of pixels.
 
 Arrays are (h, w, 3), (h, w, 4) or (h, w), from the buffer protocol or anything NumPy can convert. A
 one-dimensional buffer of bytes is an encoded file.
@@ -89,7 +90,7 @@ def open_image(
     Parameters
     ----------
     image : ImageLike
-        A path, a buffer of an encoded file, a Pillow image or an array of pixels.
+        A path, a ``data:`` URL, a buffer of an encoded file, a Pillow image or an array of pixels.
     background : tuple of int
         Colour that shows through transparent pixels. Default white.
     max_bytes, max_pixels : int
@@ -271,7 +272,7 @@ def _view(image: ImageLike) -> memoryview:
     except TypeError:
         if not any(hasattr(image, name) for name in ("__array__", "__array_interface__")):
             raise TypeError(
-                "an image must be a path, a buffer, a PIL.Image.Image or a uint8 array, "
+                "an image must be a path, a data: URL, a buffer, a PIL.Image.Image or a uint8 array, "
                 f"not {type(image).__name__}"
             ) from None
     import numpy as np
@@ -298,12 +299,12 @@ def _array_image(pixels: memoryview, max_pixels: int) -> Image:
 
 def _open_source(image: ImageLike, max_bytes: int) -> tuple[IO[bytes], str]:
     """Return an open file over the encoded image, and what to call it in messages."""
+    if is_data_url(image):
+        image = decode_data_url(image)
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
-        if isinstance(path, str) and path.startswith(("http://", "https://", "data:")):
-            raise InvalidInputError(
-                f"{path[:80]!r} is a URL, not a path: fetch or decode it, then pass its bytes"
-            )
+        if isinstance(path, str) and path.startswith(("http://", "https://")):
+            raise InvalidInputError(f"{path[:80]!r} is a URL, not a path: fetch it, then pass its bytes")
         return _open_file(path, max_bytes)
     data = image if isinstance(image, bytes) else bytes(memoryview(image))
     name = f"the image data ({len(data):,} bytes)"

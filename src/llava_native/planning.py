@@ -159,7 +159,7 @@ class Planner:
         if not isinstance(image, ImageEmbedding):
             if self._encoder is None:
                 raise InvalidInputError("there is an image, but no mmproj was loaded to encode it")
-            if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+            if isinstance(image, str) and image.startswith(("http://", "https://")):
                 image = self._open_url(image)
             return PendingImage(self._encoder, image)
         made_by = image.fingerprint
@@ -175,15 +175,17 @@ class Planner:
         return image
 
     def _open_url(self, url: str) -> ImageLike:
-        """Return what ``ImageEncoder.encode`` takes for a URL: a path, or the bytes behind it."""
-        from llava_native.fetch import load_url  # pays its imports only when used
+        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or the bytes behind it."""
+        if url.startswith(("http://", "https://")):
+            from llava_native.fetch import load_url  # pays its imports only when used
 
-        if url.startswith(("http://", "https://")) and not self._allow_urls:
-            raise InvalidInputError(
-                f"images are not fetched from a network unless allowed: Llava(allow_urls=True) ({url[:99]})"
-            )
+            if not self._allow_urls:
+                raise InvalidInputError(
+                    f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({url[:99]})"
+                )
+            return load_url(url)
         if url.startswith("file://"):
             from urllib.request import url2pathname
 
             return url2pathname(url.removeprefix("file://"))
-        return load_url(url) if url.startswith(("http://", "https://", "data:")) else url
+        return url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import io
@@ -116,7 +117,8 @@ def test_images_of_every_kind_are_kept(llava, picture, tmp_path):
     file = tmp_path / "blue.png"
     Image.new("RGB", (6, 6), "blue").save(file)
     rows = llava.encoder.encode(picture)
-    images = [picture, png.getvalue(), file, np.zeros((4, 4, 3), np.uint8), rows]
+    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    images = [picture, png.getvalue(), url, file, np.zeros((4, 4, 3), np.uint8), rows]
     chat = llava.chat()
     with chat.send("Compare.", images, **GREEDY) as stream:
         stream.result()

@@ -52,8 +52,8 @@ def vocabulary(request):
 
 
 WORDS = [
-    "the", "over", " ", "  ", "\n\n", "\t", "don't", "...", "\u00e9t\u00e9", "Stra\u00dfe", "\u2581", "\u6f22\u5b57", "\u65e5\u672c\u8a9e",
-    "\ud55c\uad6d", "\U0001f642", "\U0001f469\u200d\U0001f467", "0x1F", "123456", "http://", "_", "ing", "\x00",
+    "the", "over", " ", "  ", "\n\n", "\t", "don't", "...", "été", "Straße", "\u2581", "漢字", "日本語",
+    "\U0001f642", "\U0001f469\u200d\U0001f467", "0x1F", "123456", "http://", "_", "ing", "\x00", "한국",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=14).map("".join)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import ipaddress
 import shutil
@@ -379,37 +378,7 @@ def test_errors_are_also_builtins():
     assert str(DownloadError("what was wrong")) == "what was wrong"
 
 
-# -- data URLs
-
-
-def test_data_urls(png):
-    packed = base64.b64encode(png).decode()
-    assert load_url(f"data:image/png;base64,{packed}") == png
-    assert load_url(f"DATA:image/png;charset=x;BASE64,{packed}") == png
-    assert load_url(f"data:;base64,{packed.rstrip('=')}") == png  # without its padding
-    assert load_url("data:;base64," + "\n".join(packed[i : i + 20] for i in range(0, len(packed), 20))) == png
-    assert load_url(f"data:;base64,{packed.replace('+', '%2B').replace('/', '%2F')}") == png
-    assert load_url(f"data:;base64,{packed.replace('+', '-').replace('/', '_')}") == png
+def test_a_data_url_needs_no_network():
     assert load_url("data:,a%20b") == b"a b"
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("data:image/png;base64", "no comma"),
-        ("data:image/png;base64,", "no data"),
-        ("data:image/png;base64,!!!!", "no valid base64"),
-        ("data:image/png;base64,AAAAA", "no valid base64"),
-    ],
-)
-def test_bad_data_urls(url, says):
-    with pytest.raises(ImageDecodeError, match=says):
-        load_url(url)
-
-
-def test_large_data_urls():
-    with pytest.raises(ImageTooLargeError, match="101 bytes; 100"):
-        load_url("data:," + "x" * 101, max_bytes=100)
     with pytest.raises(ImageTooLargeError):
-        load_url("data:," + "x" * 401, max_bytes=100)
-    assert load_url("data:," + "x" * 100, max_bytes=100) == b"x" * 100
+        load_url("data:,a%20b", max_bytes=2)

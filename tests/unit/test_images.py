@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import io
@@ -61,7 +62,8 @@ def test_every_source_gives_the_same_pixels(tmp_path):
     want, data = np.asarray(picture), encoded(picture)
     path = tmp_path / "bild ü.png"
     path.write_bytes(data)
-    sources = [path, str(path), data, bytearray(data), memoryview(data)]
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    sources = [path, str(path), url, data, bytearray(data), memoryview(data)]
     sources += [np.frombuffer(data, np.uint8), picture, Image.open(path), want, memoryview(want)]
     sources += [np.asfortranarray(want), np.dstack([want, np.full((5, 7), 255, np.uint8)])]
     for source in sources:
@@ -134,7 +136,7 @@ def test_paths_that_are_none(tmp_path):
         images.open_image(tmp_path / "none.png")
     with pytest.raises(IsADirectoryError):
         images.open_image(tmp_path)
-    for url in ("https://example.org/a.png", "http://example.org/a.png", "data:image/png;base64,AAAA"):
+    for url in ("https://example.org/a.png", "http://example.org/a.png"):
         with pytest.raises(InvalidInputError, match="is a URL"):
             images.open_image(url)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from llava_native._embedding import ImageEmbedding
+from llava_native.data_url import is_data_url
 from llava_native.images import rgb_pixels
 from llava_native.isolation.wire import WireError
 
@@ -30,7 +31,7 @@ def pack(images: Sequence[Any]) -> tuple[list[dict[str, Any]], IO[bytes] | None]
     Parameters
     ----------
     images : sequence of image-like or ImageEmbedding
-        Paths go as paths; encoded files, pixels and rows as bytes.
+        Paths go as paths; ``data:`` URLs, encoded files, pixels and rows as bytes.
 
     Returns
     -------
@@ -66,6 +67,8 @@ def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:
     if isinstance(image, ImageEmbedding):
         shape = {"shape": [image.n_tokens, image.n_embd], "fingerprint": image.fingerprint}
         return {"kind": "rows", **shape}, memoryview(image).cast("B")
+    if is_data_url(image):
+        return {"kind": "url"}, memoryview(image.encode())
     if isinstance(image, (str, os.PathLike)):
         return {"kind": "path", "path": str(Path(os.fsdecode(image)).absolute())}, None
     try:
@@ -104,6 +107,8 @@ def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
     data = whole[description["start"] : description["start"] + description["size"]]
     if description["kind"] == "file":
         return data
+    if description["kind"] == "url":
+        return str(data, "utf-8")
     if description["kind"] == "pixels":
         return data.cast("B", description["shape"])
     rows = data.cast("f", description["shape"])
