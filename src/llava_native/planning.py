@@ -16,6 +16,7 @@ from llava_native.messages import (
     read_messages,
 )
 from llava_native.prompt import Part, PendingImage, Piece, Prompt, check_length, pieces
+from llava_native.remote import RemoteImage
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -175,15 +176,13 @@ class Planner:
         return image
 
     def _open_url(self, url: str) -> ImageLike:
-        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or the bytes behind it."""
+        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or what will be fetched."""
         if url.startswith(("http://", "https://")):
-            from llava_native.fetch import load_url  # pays its imports only when used
-
             if not self._allow_urls:
                 raise InvalidInputError(
                     f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({url[:99]})"
                 )
-            return load_url(url)
+            return RemoteImage(url)
         if url.startswith("file://"):
             from urllib.request import url2pathname
 

@@ -16,6 +16,7 @@ from llava_native._embedding import ImageEmbedding
 from llava_native.data_url import is_data_url
 from llava_native.images import rgb_pixels
 from llava_native.isolation.wire import WireError
+from llava_native.remote import at_hand
 
 if TYPE_CHECKING:
     from llava_native.engine.sequences import State
@@ -42,8 +43,8 @@ def pack(images: Sequence[Any]) -> tuple[list[dict[str, Any]], IO[bytes] | None]
 
     Raises
     ------
-    ImageDecodeError, TypeError
-        As ``open_image``, of Pillow images and arrays.
+    ImageDecodeError, TypeError, DownloadError
+        As ``open_image``, of Pillow images and arrays, and of images that must be fetched.
     """
     described = [_describe(image) for image in images]  # before there is a file to close
     if all(data is None for _, data in described):
@@ -68,7 +69,8 @@ def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:
         shape = {"shape": [image.n_tokens, image.n_embd], "fingerprint": image.fingerprint}
         return {"kind": "rows", **shape}, memoryview(image).cast("B")
     if is_data_url(image):
-        return {"kind": "url"}, memoryview(image.encode())
+        return {"kind": "url"}, memoryview(image.encode())  # decoded there
+    image = at_hand(image)
     if isinstance(image, (str, os.PathLike)):
         return {"kind": "path", "path": str(Path(os.fsdecode(image)).absolute())}, None
     try:
