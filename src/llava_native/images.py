@@ -20,9 +20,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
+from .data_url import decode_data_url, is_data_url
 from .errors import ImageDecodeError, ImageTooLargeError, InvalidInputError
 from .image_costs import check_cost
-from .remote import RemoteImage, at_hand
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
@@ -247,7 +247,7 @@ def _is_pillow(image: ImageLike) -> bool:
 
 def _array_pixels(image: ImageLike) -> memoryview | None:
     """Return a view of `image` where it is an array of pixels, None where it is something else."""
-    if isinstance(image, (str, bytes, bytearray, os.PathLike, RemoteImage)) or _is_pillow(image):
+    if isinstance(image, (str, bytes, bytearray, os.PathLike)) or _is_pillow(image):
         return None
     view = _view(image)
     if view.ndim == 1:
@@ -299,7 +299,8 @@ def _array_image(pixels: memoryview, max_pixels: int) -> Image:
 
 def _open_source(image: ImageLike, max_bytes: int) -> tuple[IO[bytes], str]:
     """Return an open file over the encoded image, and what to call it in messages."""
-    image = at_hand(image)
+    if is_data_url(image):
+        image = decode_data_url(image)
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
         if isinstance(path, str) and path.startswith(("http://", "https://")):

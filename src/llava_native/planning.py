@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from llava_native._embedding import ImageEmbedding
+from llava_native.data_url import check_data_url, is_data_url
 from llava_native.errors import EmbeddingMismatchError, InvalidInputError
 from llava_native.messages import (
     Message,
@@ -16,7 +17,6 @@ from llava_native.messages import (
     read_messages,
 )
 from llava_native.prompt import Part, PendingImage, Piece, Prompt, check_length, pieces
-from llava_native.remote import RemoteImage
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -160,7 +160,9 @@ class Planner:
         if not isinstance(image, ImageEmbedding):
             if self._encoder is None:
                 raise InvalidInputError("there is an image, but no mmproj was loaded to encode it")
-            if isinstance(image, str) and image.startswith(("http://", "https://")):
+            if is_data_url(image):
+                check_data_url(image)  # it is decoded where it is prepared
+            elif isinstance(image, str) and image.startswith(("http://", "https://")):
                 image = self._open_url(image)
             return PendingImage(self._encoder, image)
         made_by = image.fingerprint
@@ -176,13 +178,15 @@ class Planner:
         return image
 
     def _open_url(self, url: str) -> ImageLike:
-        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or what will be fetched."""
+        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or the bytes behind it."""
         if url.startswith(("http://", "https://")):
+            from llava_native.fetch import load_url  # pays its imports only when used
+
             if not self._allow_urls:
                 raise InvalidInputError(
                     f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({url[:99]})"
                 )
-            return RemoteImage(url)
+            return load_url(url)
         if url.startswith("file://"):
             from urllib.request import url2pathname
 

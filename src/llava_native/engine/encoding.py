@@ -12,7 +12,6 @@ from llava_native._cancel import CancelToken
 from llava_native._embedding import ImageEmbedding
 from llava_native.engine.embedding_cache import pixels_key, rows_key
 from llava_native.errors import BusyError
-from llava_native.remote import RemoteImage
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -102,7 +101,7 @@ class Encoding:
         self._encoding = Worker("llava_native encode")
 
     def prepare(self, image: Image, done: Callable[[Image], None]) -> None:
-        """Decode an image, when it is here, bring it to the encoder's size, and name it by its content."""
+        """Decode an image, bring it to the encoder's size, and name it by its content."""
 
         def call() -> None:
             began = time.perf_counter()
@@ -113,11 +112,7 @@ class Encoding:
             image.prepare_s = time.perf_counter() - began
             self._post(done, image)
 
-        remote = getattr(image.piece, "image", None)
-        if isinstance(remote, RemoteImage):  # nobody else's image waits for it
-            remote.fetch().add_done_callback(lambda _: self._post(self._preparing.submit, call))
-        else:
-            self._preparing.submit(call)
+        self._preparing.submit(call)
 
     def encode(self, job: EncodeJob, done: Callable[[EncodeJob], None]) -> None:
         """Make the rows of prepared pixels, or read them from the disk."""

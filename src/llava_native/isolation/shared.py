@@ -16,7 +16,6 @@ from llava_native._embedding import ImageEmbedding
 from llava_native.data_url import is_data_url
 from llava_native.images import rgb_pixels
 from llava_native.isolation.wire import WireError
-from llava_native.remote import at_hand
 
 if TYPE_CHECKING:
     from llava_native.engine.sequences import State
@@ -43,8 +42,8 @@ def pack(images: Sequence[Any]) -> tuple[list[dict[str, Any]], IO[bytes] | None]
 
     Raises
     ------
-    ImageDecodeError, TypeError, DownloadError
-        As ``open_image``, of Pillow images and arrays, and of images that must be fetched.
+    ImageDecodeError, TypeError
+        As ``open_image``, of Pillow images and arrays.
     """
     described = [_describe(image) for image in images]  # before there is a file to close
     if all(data is None for _, data in described):
@@ -69,8 +68,7 @@ def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:
         shape = {"shape": [image.n_tokens, image.n_embd], "fingerprint": image.fingerprint}
         return {"kind": "rows", **shape}, memoryview(image).cast("B")
     if is_data_url(image):
-        return {"kind": "url"}, memoryview(image.encode())  # decoded there
-    image = at_hand(image)
+        return {"kind": "url"}, memoryview(image.encode("utf-8", "surrogatepass"))
     if isinstance(image, (str, os.PathLike)):
         return {"kind": "path", "path": str(Path(os.fsdecode(image)).absolute())}, None
     try:
@@ -110,7 +108,7 @@ def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
     if description["kind"] == "file":
         return data
     if description["kind"] == "url":
-        return str(data, "utf-8")
+        return str(data, "utf-8", "surrogatepass")
     if description["kind"] == "pixels":
         return data.cast("B", description["shape"])
     rows = data.cast("f", description["shape"])
