@@ -219,15 +219,14 @@ class TokenStream:
         return self
 
     def __next__(self) -> Token:
-        self._enter()
-        try:
-            while self._open:
-                if (token := self._take(self._wait())) is not None:
-                    return token
-        except BaseException as exc:
-            self._failed(exc)
-        finally:
-            self._inside.release()
+        self._check_alone()
+        with self._inside:
+            try:
+                while self._open:
+                    if (token := self._take(self._wait())) is not None:
+                        return token
+            except BaseException as exc:
+                self._failed(exc)
         self._raise_again()
         raise StopIteration
 
@@ -235,15 +234,14 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> Token:
-        self._enter()
-        try:
-            while self._open:
-                if (token := self._take(await self._wait_async())) is not None:
-                    return token
-        except BaseException as exc:
-            self._failed(exc)
-        finally:
-            self._inside.release()
+        self._check_alone()
+        with self._inside:
+            try:
+                while self._open:
+                    if (token := self._take(await self._wait_async())) is not None:
+                        return token
+            except BaseException as exc:
+                self._failed(exc)
         self._raise_again()
         raise StopAsyncIteration
 
@@ -263,8 +261,9 @@ class TokenStream:
         """Have `call` called, on the engine's thread, when the answer is whole or has failed."""
         self._request.on_end = call
 
-    def _enter(self) -> None:
-        if not self._inside.acquire(blocking=False):
+    def _check_alone(self) -> None:
+        """Raise if somebody is inside; whoever is not enters by ``with``, which Ctrl-C cannot tear apart."""
+        if self._inside.locked():
             raise BusyError(
                 "another thread or task is inside this stream; only cancel() and close() may be called"
             )

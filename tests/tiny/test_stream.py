@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import gc
 import os
 import signal
@@ -54,6 +55,42 @@ def answer(llava):
 
 
 # -- why an answer ends
+
+
+class CtrlC:
+    """Raises KeyboardInterrupt after the n-th call that stream.py makes: where Python looks at signals."""
+
+    def __init__(self, n):
+        self.left = n
+        self.last = ""
+
+    def __call__(self, frame, event, _):
+        if not frame.f_code.co_filename.endswith("stream.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= self.last.startswith("CALL")
+            self.last = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+def test_a_stream_is_over_wherever_ctrl_c_came(llava):
+    interrupted = 0
+    for n in range(1, 60):
+        with llava.stream("Hello", **GREEDY) as stream:
+            before = sys.gettrace()
+            sys.settrace(CtrlC(n))
+            try:
+                next(stream)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                sys.settrace(before)
+        assert stream.finish_reason == "cancelled", n
+    assert 10 < interrupted < 59
+    settled(llava)
 
 
 def test_max_tokens(llava):
