@@ -175,6 +175,7 @@ def devices():
 
 
 # one linked module, one concept a file
+include "native/yielding.pxi"
 include "native/model.pxi"
 include "native/adapter.pxi"
 include "native/context.pxi"

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from llava_native._embedding import ImageEmbedding
 from llava_native._native import build_info
-from llava_native.data_url import decode_data_url, is_data_url
 from llava_native.engine import contents
 from llava_native.engine.contents import natural
 from llava_native.engine.sequences import Content, State, length
@@ -35,6 +34,7 @@ from llava_native.gguf import read_header
 from llava_native.images import open_image
 from llava_native.messages import Message
 from llava_native.prompt import Part, PendingImage, Text
+from llava_native.sources import file_of
 from llava_native.writing import replacing
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _write_image(file: zipfile.ZipFile, n: int, part: Part) -> dict[str, Any]:
         file.writestr(name, bytes(memoryview(part).cast("B")))
         return {"kind": "rows", "shape": list(part.shape), "fingerprint": part.fingerprint}
     assert isinstance(part, PendingImage)
-    image = decode_data_url(part.image) if is_data_url(part.image) else part.image
+    image = file_of(part.image)
     if isinstance(image, (str, os.PathLike)):
         file.write(image, name)
     elif isinstance(image, (bytes, bytearray)):

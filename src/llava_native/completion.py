@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import chain, islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final
 
@@ -221,8 +222,10 @@ class _Shape:
     def chunks(self, stream: TokenStream, with_usage: bool) -> Iterator[dict[str, Any]]:
         """Yield ``chat.completion.chunk`` dicts; closing or dropping the iterator ends the answer."""
         with stream:
+            pieces = self._pieces(stream)
+            first = list(islice(pieces, 1))  # before anything is told: an image may turn out to be none
             yield self._chunk({"role": "assistant", "content": ""}, None)
-            for text, found in self._pieces(stream):
+            for text, found in chain(first, pieces):
                 if text or found:
                     yield self._chunk({"content": text}, None, found)
             yield self._chunk({}, _FINISH[stream.finish_reason or "cancelled"])

@@ -6,22 +6,18 @@ import binascii
 import io
 import time
 from collections.abc import Iterator
-from typing import Any, Final, TypeGuard
+from typing import Final
 
 from llava_native.errors import ImageDecodeError, ImageTooLargeError
+from llava_native.urls import shown
 
-__all__ = ["MAX_BYTES", "check_data_url", "decode_data_url", "is_data_url"]
+__all__ = ["MAX_BYTES", "check_data_url", "decode_data_url"]
 
 MAX_BYTES: Final = 32 * 2**20
 _QUANTUM: Final = 1 << 16  # characters that are decoded before other threads have their turn
 _SHOWN: Final = 40  # characters of a URL in a message
 _PLAIN: Final = bytes.maketrans(b"-_", b"+/")  # from base64's alphabet for URLs
 _SPACE: Final = b" \t\n\v\f\r"
-
-
-def is_data_url(image: Any) -> TypeGuard[str]:
-    """Tell whether this is a ``data:`` URL, and not a path or an image."""
-    return isinstance(image, str) and image[:5].lower() == "data:"
 
 
 def check_data_url(url: str, max_bytes: int = MAX_BYTES) -> int:
@@ -36,9 +32,9 @@ def check_data_url(url: str, max_bytes: int = MAX_BYTES) -> int:
     """
     start = url.find(",", 5) + 1
     if not start:
-        raise ImageDecodeError(f"the data URL {_shown(url)} has no comma before its data")
+        raise ImageDecodeError(f"the data URL {shown(url, _SHOWN)} has no comma before its data")
     if start == len(url):
-        raise ImageDecodeError(f"the data URL {_shown(url)} holds no data")
+        raise ImageDecodeError(f"the data URL {shown(url, _SHOWN)} holds no data")
     if len(url) - start > 4 * max_bytes:  # %XX takes three characters a byte
         raise ImageTooLargeError(f"the data URL holds more than the {max_bytes} bytes that are allowed")
     return start
@@ -78,11 +74,11 @@ def decode_data_url(url: str, max_bytes: int = MAX_BYTES) -> bytes:
             data.write(part)
             time.sleep(0)
     except binascii.Error as exc:
-        raise ImageDecodeError(f"the data URL {_shown(url)} holds no valid base64: {exc}") from exc
+        raise ImageDecodeError(f"the data URL {shown(url, _SHOWN)} holds no valid base64: {exc}") from exc
     except UnicodeEncodeError:  # it holds the whole URL
-        raise ImageDecodeError(f"the data URL {_shown(url)} holds what is no character") from None
+        raise ImageDecodeError(f"the data URL {shown(url, _SHOWN)} holds what is no character") from None
     if not data.tell():
-        raise ImageDecodeError(f"the data URL {_shown(url)} holds no data")
+        raise ImageDecodeError(f"the data URL {shown(url, _SHOWN)} holds no data")
     return data.getvalue()
 
 
@@ -112,7 +108,3 @@ def _decoded(parts: Iterator[bytes]) -> Iterator[bytes]:
         yield binascii.a2b_base64(text[:n], strict_mode=True)
     if rest:
         yield binascii.a2b_base64(rest + b"=" * (4 - len(rest)), strict_mode=True)
-
-
-def _shown(url: str) -> str:
-    return url if len(url) <= _SHOWN else url[:_SHOWN] + "…"

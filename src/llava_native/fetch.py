@@ -18,10 +18,11 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Final, cast
-from urllib.parse import SplitResult, quote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin
 
-from llava_native.data_url import MAX_BYTES, decode_data_url, is_data_url
+from llava_native.data_url import MAX_BYTES, decode_data_url
 from llava_native.errors import DownloadError, ImageDecodeError, ImageTooLargeError, InvalidInputError
+from llava_native.urls import PORTS, is_data_url, shown, split_url
 
 __all__ = ["MAX_BYTES", "TIMEOUT", "load_url"]
 
@@ -30,13 +31,11 @@ MAX_REDIRECTS: Final = 5
 MAX_STALL: Final = 10.0  # seconds without a byte
 _CHUNK: Final = 1 << 16
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _NOT_PUBLIC: Final = tuple(  # that Python 3.11 takes for public: documentation, and the relays of 6to4
     map(ipaddress.ip_network, ("3fff::/20", "192.88.99.0/24"))
 )
 _PAGE: Final = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title")
-_SHOWN: Final = 200  # characters of a URL in a message
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -85,37 +84,21 @@ def load_url(
     deadline = time.monotonic() + timeout
     here = url.strip()
     for _ in range(MAX_REDIRECTS + 1):
-        parts = _split(here)
+        parts = split_url(here)
         with _reported(here, timeout):
             answer = _get(parts, allow_private, max_bytes, deadline)
             if isinstance(answer, bytes):
                 return answer
             before, here = here, urljoin(here, answer)
-            _split(here)
+            split_url(here)
         if before.lower().startswith("https:") and not here.lower().startswith("https:"):
-            raise DownloadError(f"{_shown(before)} redirects to {_shown(here)}, which is not encrypted")
-    raise DownloadError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
-
-
-def _split(url: str) -> SplitResult:
-    """Check a URL before anything is done with it."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as exc:
-        raise InvalidInputError(f"{_shown(url)} is not a valid URL: {exc}") from exc
-    if parts.scheme not in _PORTS:
-        raise InvalidInputError(f"{_shown(url)} is not a URL of http, https or data")
-    if not host:
-        raise InvalidInputError(f"{_shown(url)} names no host")
-    if "@" in parts.netloc:
-        raise InvalidInputError(f"the URL of {host} holds a user name or password, which is not sent")
-    return parts
+            raise DownloadError(f"{shown(before)} redirects to {shown(here)}, which is not encrypted")
+    raise DownloadError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
 
 def _get(parts: SplitResult, allow_private: bool, max_bytes: int, deadline: float) -> bytes | str:
     """Return what one address answers: its data, or where it redirects to."""
-    host, port = cast(str, parts.hostname), parts.port or _PORTS[parts.scheme]
+    host, port = cast(str, parts.hostname), parts.port or PORTS[parts.scheme]
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     if parts.query:
         target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]")
@@ -129,17 +112,17 @@ def _get(parts: SplitResult, allow_private: bool, max_bytes: int, deadline: floa
                 return _body(response, parts.geturl(), max_bytes)
             location = response.headers.get("Location")
             if not location:
-                raise DownloadError(f"{_shown(parts.geturl())} redirects to nowhere")
+                raise DownloadError(f"{shown(parts.geturl())} redirects to nowhere")
             return location
 
 
 def _body(response: http.client.HTTPResponse, url: str, max_bytes: int) -> bytes:
     if response.status != 200:
-        raise DownloadError(f"{_shown(url)}: the server says {response.status} {response.reason}".rstrip())
+        raise DownloadError(f"{shown(url)}: the server says {response.status} {response.reason}".rstrip())
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise DownloadError(f"{_shown(url)}: the server sends {encoding} data, which was not asked for")
-    too_large = f"{_shown(url)} has more than the {max_bytes} bytes that are allowed"
+        raise DownloadError(f"{shown(url)}: the server sends {encoding} data, which was not asked for")
+    too_large = f"{shown(url)} has more than the {max_bytes} bytes that are allowed"
     if response.length is not None and response.length > max_bytes:
         raise ImageTooLargeError(too_large)
     data = bytearray()
@@ -148,12 +131,12 @@ def _body(response: http.client.HTTPResponse, url: str, max_bytes: int) -> bytes
         if len(data) > max_bytes:
             raise ImageTooLargeError(too_large)
     if response.length:  # what Content-Length promised and did not come
-        raise DownloadError(f"{_shown(url)} was cut short: {response.length} bytes are missing")
+        raise DownloadError(f"{shown(url)} was cut short: {response.length} bytes are missing")
     kind = response.headers.get_content_type() if "Content-Type" in response.headers else ""
     if kind in ("text/html", "application/xhtml+xml") or _is_page(data):
-        raise ImageDecodeError(f"{_shown(url)} is a web page, not an image: use the image's own address")
+        raise ImageDecodeError(f"{shown(url)} is a web page, not an image: use the image's own address")
     if not data:
-        raise ImageDecodeError(f"{_shown(url)} is empty")
+        raise ImageDecodeError(f"{shown(url)} is empty")
     return bytes(data)
 
 
@@ -285,15 +268,11 @@ def _reported(url: str, timeout: float) -> Iterator[None]:
         raise
     except TimeoutError as exc:
         raise DownloadError(
-            f"{_shown(url)} took too long: {timeout:g} seconds are allowed, {MAX_STALL:g} without a byte"
+            f"{shown(url)} took too long: {timeout:g} seconds are allowed, {MAX_STALL:g} without a byte"
         ) from exc
     except http.client.InvalidURL as exc:
-        raise InvalidInputError(f"{_shown(url)} is not a valid URL: {exc}") from exc
+        raise InvalidInputError(f"{shown(url)} is not a valid URL: {exc}") from exc
     except UnicodeEncodeError as exc:
-        raise InvalidInputError(f"{_shown(url)!a} is not a valid URL: {exc}") from exc
+        raise InvalidInputError(f"{shown(url)!a} is not a valid URL: {exc}") from exc
     except (OSError, http.client.HTTPException, ValueError) as exc:  # whatever the server has written
-        raise DownloadError(f"{_shown(url)} cannot be fetched: {exc or type(exc).__name__}") from exc
-
-
-def _shown(url: str) -> str:
-    return url if len(url) <= _SHOWN else url[:_SHOWN] + "…"
+        raise DownloadError(f"{shown(url)} cannot be fetched: {exc or type(exc).__name__}") from exc

@@ -306,9 +306,11 @@ class Llava:
 
         The image is encoded and evaluated once. `image` and `options` are what ``stream`` takes.
         """
+        self._check_open()
+        images = [self._planner.image_part(one) for one in needed(image)]
 
         def open_stream(question: str) -> TokenStream:
-            return self.stream(question, image=needed(image), run_ahead=None, **options)
+            return self.stream(question, image=images, run_ahead=None, **options)
 
         return [answer.text for answer in answers(open_stream, questions)]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from llava_native._embedding import ImageEmbedding
-from llava_native.data_url import check_data_url, is_data_url
+from llava_native.data_url import check_data_url
 from llava_native.errors import EmbeddingMismatchError, InvalidInputError
 from llava_native.messages import (
     Message,
@@ -17,6 +17,8 @@ from llava_native.messages import (
     read_messages,
 )
 from llava_native.prompt import Part, PendingImage, Piece, Prompt, check_length, pieces
+from llava_native.remote import RemoteImage
+from llava_native.urls import is_data_url, is_web_url, shown
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -88,6 +90,8 @@ class Planner:
         self._n_ctx = n_ctx
         self._allow_urls = allow_urls
         texts = {token: text for text, token in model.special_tokens.items()}
+        if allow_urls:
+            import llava_native.fetch  # noqa: F401 - now: it takes 50 ms, which an event loop has not
         self._bos, self._eos = texts.get(model.bos, ""), texts.get(model.eos, "")
 
     def question(self, prompt: str, images: Sequence[ImageLike], system: str | None) -> list[Message]:
@@ -156,13 +160,18 @@ class Planner:
         return prompt
 
     def image_part(self, image: ImageLike) -> PendingImage | ImageEmbedding:
-        """Return an image as a part of a prompt; rows are checked to belong to this pair of models."""
+        """Return an image as a part of a prompt; rows are checked to belong to this pair of models.
+
+        A part comes back as it is. What is behind an http URL is fetched once for all prompts that it is in.
+        """
+        if isinstance(image, PendingImage):
+            return image
         if not isinstance(image, ImageEmbedding):
             if self._encoder is None:
                 raise InvalidInputError("there is an image, but no mmproj was loaded to encode it")
             if is_data_url(image):
                 check_data_url(image)  # it is decoded where it is prepared
-            elif isinstance(image, str) and image.startswith(("http://", "https://")):
+            elif is_web_url(image):
                 image = self._open_url(image)
             return PendingImage(self._encoder, image)
         made_by = image.fingerprint
@@ -178,15 +187,13 @@ class Planner:
         return image
 
     def _open_url(self, url: str) -> ImageLike:
-        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or the bytes behind it."""
-        if url.startswith(("http://", "https://")):
-            from llava_native.fetch import load_url  # pays its imports only when used
-
+        """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or what will be fetched."""
+        if is_web_url(url):
             if not self._allow_urls:
                 raise InvalidInputError(
-                    f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({url[:99]})"
+                    f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({shown(url, 99)})"
                 )
-            return load_url(url)
+            return RemoteImage(url)
         if url.startswith("file://"):
             from urllib.request import url2pathname
 

@@ -14,6 +14,7 @@ from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from llava_native._native import serve_loop
 from llava_native.engine import Choice, Event, FinishReason, Request
 from llava_native.errors import BusyError, CancelledError, InvalidInputError, LlavaError, TimeoutExpiredError
 from llava_native.text import StopSplitter, Utf8Decoder
@@ -90,6 +91,8 @@ class Timings(NamedTuple):
     """Tokens of the prompt that the prefix cache had."""
     cached_images: int
     """Images whose rows were in the embedding cache, or being made for another request."""
+    fetch_s: float
+    """Fetching images of http URLs, before all else."""
 
 
 class Result(NamedTuple):
@@ -295,6 +298,7 @@ class TokenStream:
         request = self._request
         self._check_limit()
         self.start()
+        serve_loop()
         loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(Empty):
@@ -418,6 +422,7 @@ class TokenStream:
             prefill_image_s=r.prefill_image_s,
             cached_tokens=r.n_cached or 0,
             cached_images=sum(image.from_cache for image in r.images),
+            fetch_s=r.fetch_s,
         )
 
     def result(self) -> Result:

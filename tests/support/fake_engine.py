@@ -52,10 +52,13 @@ LONG = [[n] for n in range(200, 400) if len(answer_to([[n]], 40)[0]) >= 30]
 
 
 class FakeImage:
-    """An image of a prompt: `name` is its content, `n` its rows. May fail to be prepared or encoded."""
+    """An image of a prompt: `name` is its content, `n` its rows. May fail to be prepared or encoded.
 
-    def __init__(self, name: str, n: int = 6, fails: str = "") -> None:
-        self.name, self.n, self.fails = name, n, fails
+    One that `is_away` must be fetched first.
+    """
+
+    def __init__(self, name: str, n: int = 6, fails: str = "", is_away: bool = False) -> None:
+        self.name, self.n, self.fails, self.is_away = name, n, fails, is_away
         self.encoder = None
 
     def __len__(self) -> int:
@@ -98,9 +101,17 @@ class FakeEncoding:
 
     def __init__(self) -> None:
         self.jobs: list[Callable[[], None]] = []
+        self.away: dict[str, Callable[[BaseException | None], None]] = {}
         self.encoded: list[str] = []
         self.n_threads: list[int | None] = []  # of each encode
         self.closed = False
+
+    def fetch(self, request: Any, done: Callable[[Any], None]) -> None:
+        """Wait for the images that are away, until a test calls what `away` holds under their names."""
+        for piece in request.wanted_pieces:
+            if getattr(piece, "is_away", False):
+                request.n_away += 1
+                self.away[piece.name] = lambda error=None: done((request, error))
 
     def prepare(self, image: Any, done: Callable[[Any], None]) -> None:
         """Name an image by its content."""

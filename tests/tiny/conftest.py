@@ -32,6 +32,14 @@ ISOLATED = frozenset({
     "test_async_for_gives_what_for_gives",
     "test_many_tasks",
     "test_a_timeout_and_a_bad_image_on_an_event_loop",
+    "test_the_answer_is_that_about_the_picture",
+    "test_nobody_waits_for_anothers_image",
+    "test_cancelled_while_its_image_is_fetched",
+    "test_time_runs_out_while_it_is_fetched",
+    "test_what_cannot_be_fetched_is_an_error_of_its_own_answer",
+    "test_closed_while_it_is_fetched",
+    "test_dropped_while_it_is_fetched",
+    "test_those_whose_images_are_elsewhere_count",
 })  # fmt: skip
 
 

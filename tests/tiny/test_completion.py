@@ -11,7 +11,7 @@ import pytest
 from llava_native import Llava
 from llava_native._cancel import CancelToken
 from llava_native.constraint import Constraint
-from llava_native.errors import GrammarError, InvalidInputError
+from llava_native.errors import GrammarError, ImageDecodeError, InvalidInputError
 
 openai_types = pytest.importorskip("openai.types.chat", reason="the openai package is a test extra")
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -80,6 +80,13 @@ def test_images_by_data_uri_path_and_file_url(llava, picture, tmp_path):
     assert answers == {llava.generate("What is this?", image=picture, **GREEDY).text}
     with pytest.raises(InvalidInputError, match="allow_urls=True"):
         llava.create_chat_completion(with_image("https://example.org/cat.png"))
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,iVBO", "data:;base64,???", __file__])
+def test_a_bad_image_fails_before_anything_is_told(llava, url):
+    chunks = llava.create_chat_completion(with_image(url), stream=True, **GREEDY)
+    with pytest.raises(ImageDecodeError):
+        next(chunks)
 
 
 def test_a_dropped_stream_frees_the_model(llava):

@@ -11,7 +11,7 @@ from PIL import Image
 from support import damage
 from support.threads import settled, until
 
-from llava_native import CancelToken, Llava
+from llava_native import CancelToken, Llava, stream
 from llava_native.errors import BusyError, ImageDecodeError, TimeoutExpiredError
 
 EOS = 2
@@ -33,6 +33,15 @@ def llava(paths):
 @pytest.fixture
 def picture():
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+
+
+def test_an_event_loop_is_served_before_long_calls(llava, monkeypatch):
+    served = []
+    monkeypatch.setattr(stream, "serve_loop", lambda: served.append(True))
+    llava.generate("Hello", **GREEDY)
+    assert not served
+    asyncio.run(llava.stream("Hello", **GREEDY).aresult())
+    assert served
 
 
 class SlowEncoder:

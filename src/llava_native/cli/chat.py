@@ -10,11 +10,11 @@ from llava_native.cli.options import (
     answer_options,
     check_images,
     given,
-    is_url,
     load_options,
     model_options,
     open_llava,
 )
+from llava_native.urls import is_web_url
 
 __all__ = ["chat"]
 
@@ -23,7 +23,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 
 def _found(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name if is_url(name) else str(_FILE.convert(name, option, context)) for name in values)
+    return tuple(name if is_web_url(name) else str(_FILE.convert(name, option, context)) for name in values)
 
 
 @click.command()

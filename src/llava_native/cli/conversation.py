@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_native.cli.inline import split_images
-from llava_native.cli.options import check_images, check_text, complain, is_url, report, write
+from llava_native.cli.options import check_images, check_text, complain, report, write
 from llava_native.errors import InvalidInputError, LlavaError
+from llava_native.urls import is_data_url, is_web_url
 
 if TYPE_CHECKING:
     from llava_native.llava import Llava
@@ -182,7 +183,7 @@ class Conversation:
         if not name:
             raise InvalidInputError("/image needs a path")
         check_images([name], self._urls)
-        if is_url(name):
+        if is_web_url(name) or is_data_url(name):
             self._images.append(name)
             return
         path = Path(name).expanduser()

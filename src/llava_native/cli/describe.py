@@ -20,6 +20,7 @@ from llava_native.cli.options import (
     report,
     write,
 )
+from llava_native.urls import is_data_url, shown
 
 if TYPE_CHECKING:
     from llava_native.llava import Llava
@@ -68,7 +69,7 @@ def describe(
         raise click.UsageError("--timings are of one answer after another; --jsonl makes them together")
     check_images(images, allow_urls)
     check_text(prompt)
-    if len(images) == 1 and Path(images[0]).parent.exists():
+    if len(images) == 1 and not is_data_url(images[0]) and Path(images[0]).parent.exists():
         Path(images[0]).stat()  # before a model is loaded, if it is a path that is not there
     todo = list(images) if jsonl is None else left_to_do(images, Path(jsonl), resume)
     options = {"temperature": 0.0} | given(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -88,11 +89,11 @@ def _describe_each(
     for image in images:
         try:
             with llava.stream(prompt, image=image, **options) as stream:
-                write(stream, f"{image}: " if len(images) > 1 else "")
+                write(stream, f"{shown(image)}: " if len(images) > 1 else "")
         except (ValueError, OSError) as exc:  # of this image; the next may be sound
             if len(images) == 1 or isinstance(exc, BrokenPipeError):
                 raise
-            complain(f"{image}: {exc}")
+            complain(f"{shown(image)}: {exc}")
             failures += 1
             continue
         if timings:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from llava_native.errors import InvalidInputError
+from llava_native.urls import is_web_url
 
 if TYPE_CHECKING:
     from llava_native.llava import Llava
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAYERS", "SEED", "TEMPERATURE", "answer_options", "check_images", "check_text", "complain", "given",
-    "is_url", "load_options", "model_options", "open_llava", "report", "visible", "write",
+    "load_options", "model_options", "open_llava", "report", "visible", "write",
 ]  # fmt: skip
 
 _LINE_BREAK = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -104,7 +105,7 @@ def check_images(images: Iterable[str], allow_urls: bool) -> None:
         One is not.
     """
     for name in images:
-        if is_url(name) and not allow_urls:
+        if is_web_url(name) and not allow_urls:
             raise InvalidInputError(f"{name}: images from the web are off; --allow-urls allows them")
 
 
@@ -120,11 +121,6 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as exc:
         raise InvalidInputError(f"{text[:_SHOWN]!r} is no text in UTF-8") from exc
-
-
-def is_url(name: str) -> bool:
-    """Tell whether an image's name is one of the web."""
-    return name.lower().startswith(("http://", "https://"))
 
 
 def visible(text: str) -> str:
@@ -160,6 +156,7 @@ def report(stream: TokenStream) -> None:
     """Tell on stderr how long each stage of an answer took."""
     times, usage = stream.timings, stream.usage
     print(
+        f"{f'fetched in {times.fetch_s:.2f} s, ' if times.fetch_s else ''}"
         f"image {times.prepare_s:.2f} s, encode {times.encode_s:.2f} s, prefill {times.prefill_s:.2f} s "
         f"({usage.prompt_tokens} tokens), first token {times.first_token_s:.2f} s, "
         f"{usage.completion_tokens} tokens at {times.tokens_per_second:.1f} a second, "

@@ -21,7 +21,7 @@ _PATIENCE = 16  # steps that an image is put off, at most
 
 
 class ImageDesk:
-    """Gets rows for images: from the cache, from another request's encode, or by a new one.
+    """Gets images, and rows for them: from the cache, from another request's encode, or by a new one.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class ImageDesk:
     cache : EmbeddingCache
     stats : Stats
     done : WeakMethod
-        Told of each image that was prepared or whose rows came; its `error` says whether that failed. Weak,
+        ``done(request, error)`` is told of each image that was fetched or prepared, or whose rows came. Weak,
         for it is of the desk's owner.
 
     Notes
@@ -43,7 +43,7 @@ class ImageDesk:
         encoding: Encoding,
         cache: EmbeddingCache,
         stats: Stats,
-        done: WeakMethod[Callable[[Image], None]],
+        done: WeakMethod[Callable[[Request, BaseException | None], None]],
     ) -> None:
         self._encoding = encoding
         self._cache = cache
@@ -79,6 +79,15 @@ class ImageDesk:
         self._active.n_threads = n_threads
         self._encoding.encode(self._active, self._encoded)
 
+    def fetch(self, request: Request) -> None:
+        """Have the images of a request fetched that are elsewhere; meanwhile it is not begun."""
+        self._encoding.fetch(request, self._fetched)
+
+    def _fetched(self, outcome: tuple[Request, BaseException | None]) -> None:
+        request, error = outcome
+        request.n_away -= 1
+        self._tell(request, error)
+
     def prepare(self, images: list[Image]) -> None:
         """Have images prepared and named."""
         for image in images:
@@ -93,9 +102,16 @@ class ImageDesk:
         self._done(image)
 
     def _done(self, image: Image) -> None:
+        if image.request is None:
+            return  # it is over
+        if image.error is None and image.n_tokens is None:
+            self.want(image)  # an encoder with tiles tells how many rows when it has made them
+        self._tell(image.request, image.error)
+
+    def _tell(self, request: Request, error: BaseException | None) -> None:
         done = self._owner_done()
         if done is not None:
-            done(image)
+            done(request, error)
 
     def want(self, image: Image) -> None:
         """Have the rows of a prepared image made, unless they are here."""

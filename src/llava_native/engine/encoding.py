@@ -12,11 +12,12 @@ from llava_native._cancel import CancelToken
 from llava_native._embedding import ImageEmbedding
 from llava_native.engine.embedding_cache import pixels_key, rows_key
 from llava_native.errors import BusyError
+from llava_native.fetching import Fetching
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
     from llava_native.engine.embedding_cache import DiskCache
-    from llava_native.engine.request import Image
+    from llava_native.engine.request import Image, Request
     from llava_native.images import Pixels
 
 __all__ = ["EncodeJob", "Encoding", "Worker"]
@@ -85,7 +86,7 @@ class EncodeJob:
 
 
 class Encoding:
-    """The two threads. What they have done they post, as a call, to the scheduler's thread.
+    """The two threads, and those that fetch. What they do they post, as a call, to the scheduler's thread.
 
     Parameters
     ----------
@@ -99,6 +100,13 @@ class Encoding:
         self._disk = disk
         self._preparing = Worker("llava_native prepare")
         self._encoding = Worker("llava_native encode")
+        self._fetching = Fetching()
+
+    def fetch(self, request: Request, done: Callable[[tuple[Request, BaseException | None]], None]) -> None:
+        """Get the images of a request that are not here; `done((request, error))` for each of them."""
+        for image in request.remote_images:
+            request.n_away += 1
+            self._fetching.fetch(image, request, lambda *outcome: self._post(done, outcome))
 
     def prepare(self, image: Image, done: Callable[[Image], None]) -> None:
         """Decode an image, bring it to the encoder's size, and name it by its content."""
@@ -148,7 +156,7 @@ class Encoding:
             self._disk.save(job.key, job.rows)
 
     def close(self) -> None:
-        """End both threads; whatever still waits is done first, or was cancelled."""
+        """End both threads; whatever still waits is done first, or was cancelled. A fetch ends by itself."""
         self._preparing.close()
         self._encoding.close()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from llava_native._cancel import CancelToken
 from llava_native.engine.sequences import ImageSpan
 from llava_native.errors import InvalidInputError, PromptTooLongError
+from llava_native.remote import RemoteImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -135,6 +136,7 @@ class Request:
         self._pieces = list(pieces)
         # the scheduler's
         self.images: list[Image] = []
+        self.n_away = 0  # images that are being fetched
         self.begun = False  # its images are being prepared
         self.ended = False
         self.paused = False
@@ -149,12 +151,24 @@ class Request:
         self.n_cached: int | None = None  # of the prompt, found in the prefix cache
         # seconds, and moments on the scheduler's clock
         self.submitted = self.since = 0.0
-        self.queue_s = self.prefill_text_s = self.prefill_image_s = self.first_token_s = self.decode_s = 0.0
+        self.fetch_s = self.queue_s = self.first_token_s = self.decode_s = 0.0
+        self.prefill_text_s = self.prefill_image_s = 0.0
 
     @property
     def wanted_pieces(self) -> list[Any]:
         """The prompt, until it begins."""
         return self._pieces
+
+    @property
+    def remote_images(self) -> list[RemoteImage]:
+        """The images that must be fetched before it begins."""
+        images = [getattr(piece, "image", None) for piece in self._pieces]
+        return [image for image in images if isinstance(image, RemoteImage) and not image.is_here]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.ended or self.cancelled
 
     @property
     def cancelled(self) -> bool:

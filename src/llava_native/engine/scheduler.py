@@ -16,7 +16,7 @@ from llava_native.engine.desk import ImageDesk
 from llava_native.engine.embedding_cache import EmbeddingCache
 from llava_native.engine.pace import TILE, Pace
 from llava_native.engine.prefix_cache import PrefixCache
-from llava_native.engine.request import Choice, Event, Image, Piece, Request
+from llava_native.engine.request import Choice, Event, Piece, Request
 from llava_native.engine.sequences import ImageSpan, Memory, common_prefix
 from llava_native.engine.stats import Stats
 from llava_native.errors import CancelledError, ContextFullError
@@ -108,6 +108,7 @@ class Scheduler:
         """Take a request."""
         self._stats.requests += 1
         bisect.insort(self.waiting, request, key=_number)
+        self._desk.fetch(request)
 
     def adopt(self, content: Content, state: State) -> bool:
         """Give the prefix cache a state; return whether there is room for it."""
@@ -179,24 +180,23 @@ class Scheduler:
 
     def _look_ahead(self) -> None:
         """Begin with the first of those that wait: images are prepared while others run."""
-        could_run = [request for request in self.waiting if not request.paused]
+        could_run = [request for request in self.waiting if not (request.paused or request.n_away)]
         for request in could_run[: self._n_running + _LOOK_AHEAD]:
             if not request.begun:
                 request.begin()
                 self._desk.prepare(request.images)
                 self._settle(request)
 
-    def _image_done(self, image: Image) -> None:
-        """Go on with a request of which an image was prepared, or encoded."""
-        request = image.request
-        if request is None:
-            return  # it is over
-        if image.error is not None:
-            self._end(request, Event(error=image.error))
+    def _image_done(self, request: Request, error: BaseException | None) -> None:
+        """Go on with a request of which an image was fetched, prepared or encoded, or could not be."""
+        if request.ended:
             return
-        if image.n_tokens is None:  # an encoder with tiles tells how many rows when it has made them
-            self._desk.want(image)
-        self._settle(request)
+        if error is not None:
+            self._end(request, Event(error=error))
+        elif request.begun:
+            self._settle(request)
+        elif not request.n_away:
+            request.fetch_s = self._clock() - request.submitted
 
     def _settle(self, request: Request) -> None:
         """Make a request ready, or have those rows made that nobody has evaluated."""
@@ -304,7 +304,7 @@ class Scheduler:
     @property
     def _slice(self) -> int:
         """Tokens of prompts that may be evaluated at once, beside answers."""
-        n_prompts = len(self.waiting) + sum(r.in_prompt for r in self.running)
+        n_prompts = sum(not r.n_away for r in self.waiting) + sum(r.in_prompt for r in self.running)
         return self._pace.slice(n_prompts, self._is_sharing)
 
     @property

@@ -9,6 +9,7 @@ import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from llava_native.engine import Event, contents
 from llava_native.engine.stats import Stats
 from llava_native.errors import BusyError, ClosedError, ForkError, NativeAbort
 from llava_native.exiting import close_at_exit, closed_error
+from llava_native.fetching import Fetching
 from llava_native.isolation.child import REASONS, TOKEN
 from llava_native.isolation.faults import from_data
 from llava_native.isolation.process import Worker, numbers
@@ -68,6 +70,7 @@ class IsolatedEngine:
         self._closed = False
         self._pid = os.getpid()
         self._desk = _Desk()
+        self._fetching = Fetching()
         self._worker = Worker(options, self._desk.take, progress, cancel)
         self.facts = self._worker.facts
         self.adapters = str(self.facts["adapters"])
@@ -115,16 +118,38 @@ class IsolatedEngine:
             raise BusyError(f"{self._max_waiting} requests wait already; see max_waiting")
         worker = self.worker()
         number = next(numbers)
+        request.submitted = time.perf_counter()
+        self._desk.add(number, request, worker)
+        away = request.remote_images
+        request.n_away = len(away)
+        if not away:
+            self._send(number)
+        fetched = weakref.WeakMethod(self._fetched)  # a fetch must not keep a child alive
+        for image in away:
+            self._fetching.fetch(image, request, partial(_tell, fetched, number))
+
+    def _fetched(self, number: int, error: BaseException | None) -> None:
+        """Go on with a request of which an image was fetched, or could not be."""
+        if error is not None:
+            self._desk.fail(number, error)
+        else:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        """Send a request to the child, unless images are missing, or another thread does, or it is over."""
+        found = self._desk.take_to_send(number)
+        if found is None:
+            return
+        request, worker = found
+        request.fetch_s = time.perf_counter() - request.submitted if request.n_away else 0.0
         try:
             data, ids, file = _wire_form(request)
         except Exception as exc:  # an image that cannot be read is this request's own error, as in a Llava
-            request.sampler.close()
-            request.deliver(Event(error=exc))
-            request.tell_end()
+            self._desk.fail(number, exc)
             return
-        request.submitted = time.perf_counter()
-        self._desk.add(number, request, worker)
         worker.send(Kind.SUBMIT, number, data, ids, file)
+        if request.cancelled:  # perhaps before the child knew it
+            worker.send(Kind.DROP, number)
         if worker.dead:
             self._desk.fail(number, worker.end)
 
@@ -190,10 +215,11 @@ class IsolatedEngine:
 
 
 class _Desk:
-    """The requests that the child has, and what it says about them."""
+    """The requests that the child has or will have, and what it says about them."""
 
     def __init__(self) -> None:
         self._requests: dict[int, tuple[Request, Worker]] = {}
+        self._unsent: set[int] = set()  # their images are being fetched
         self._silent: set[int] = set()  # nothing was heard of them yet
         self._dropped: set[int] = set()
 
@@ -203,14 +229,28 @@ class _Desk:
         return len(self._silent)
 
     def add(self, number: int, request: Request, worker: Worker) -> None:
-        """Expect news of a request."""
+        """Expect news of a request, which is yet to be sent."""
         self._silent.add(number)
+        self._unsent.add(number)
         self._requests[number] = (request, worker)
+
+    def take_to_send(self, number: int) -> tuple[Request, Worker] | None:
+        """Return a request to the one thread that shall send it now; None where that is none."""
+        found = self._requests.get(number)
+        if found is None or found[0].remote_images:
+            return None
+        try:
+            self._unsent.remove(number)
+        except KeyError:  # another thread was first
+            return None
+        return found
 
     def look(self) -> None:
         """Tell the child who was cancelled, and whose caller has caught up."""
         for number, (request, worker) in list(self._requests.items()):
-            if request.cancelled:
+            if request.cancelled and number in self._unsent:
+                self._finish(number, request, Event(reason="cancelled"))
+            elif request.cancelled:
                 self._drop(number, worker)
             elif request.paused and request.has_room:
                 request.paused = False
@@ -255,11 +295,20 @@ class _Desk:
     def _finish(self, number: int, request: Request, event: Event) -> None:
         if self._requests.pop(number, None) is None:
             return  # another thread was first
+        self._unsent.discard(number)
         self._silent.discard(number)
         self._dropped.discard(number)
+        request.sampler.close()  # which the child has, if it has the request
         request.ended = True
         request.deliver(event)
         request.tell_end()
+
+
+def _tell(method: weakref.WeakMethod[Any], number: int, _: Request, error: BaseException | None) -> None:
+    """Call a method of an engine, unless that is gone."""
+    found = method()
+    if found is not None:
+        found(number, error)
 
 
 def _wire_pieces(wanted: Iterable[Piece | Text]) -> tuple[list[Any], bytes, list[Any]]:
@@ -323,6 +372,8 @@ def _event(told: Frame, request: Request) -> Event:
 def _note(request: Request, facts: dict[str, Any]) -> None:
     for name in ("queue_s", "prefill_text_s", "prefill_image_s", "first_token_s", "decode_s"):
         setattr(request, name, float(facts[name]))
+    if request.first_token_s:
+        request.first_token_s += request.fetch_s  # which was here
     request.n_prompt = int(facts["n_prompt"])
     request.n_cached = None if facts["n_cached"] is None else int(facts["n_cached"])
     names = ("n_tokens", "prepare_s", "encode_s", "from_cache")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from llava_native._embedding import ImageEmbedding
-from llava_native.data_url import is_data_url
 from llava_native.images import rgb_pixels
 from llava_native.isolation.wire import WireError
+from llava_native.remote import RemoteImage
+from llava_native.urls import is_data_url
 
 if TYPE_CHECKING:
     from llava_native.engine.sequences import State
@@ -69,6 +70,8 @@ def _describe(image: Any) -> tuple[dict[str, Any], memoryview | None]:
         return {"kind": "rows", **shape}, memoryview(image).cast("B")
     if is_data_url(image):
         return {"kind": "url"}, memoryview(image.encode("utf-8", "surrogatepass"))
+    if isinstance(image, RemoteImage):
+        image = image.read()
     if isinstance(image, (str, os.PathLike)):
         return {"kind": "path", "path": str(Path(os.fsdecode(image)).absolute())}, None
     try:

@@ -78,6 +78,7 @@ cdef int native_decode(llama.llama_context *ctx, llama.llama_batch *batch, Watch
     cdef int rc
     try:
         with nogil:
+            _give_way()
             rc = llama.llama_decode(ctx, batch[0])
             if rc == 0:
                 llama.llama_synchronize(ctx)

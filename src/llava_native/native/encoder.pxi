@@ -138,6 +138,7 @@ cdef int native_encode(
     watch.step = 0
     try:
         with nogil:
+            _give_way()
             mtmd.mtmd_change_n_threads(ctx, n_threads)
             bitmap = mtmd.mtmd_bitmap_init(width, height, rgb)
             chunks = mtmd.mtmd_input_chunks_init()

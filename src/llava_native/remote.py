@@ -1,0 +1,51 @@
+"""RemoteImage: an image behind an http URL, which is fetched when somebody needs it."""
+
+from __future__ import annotations
+
+import threading
+
+from llava_native.urls import shown, split_url
+
+__all__ = ["RemoteImage"]
+
+
+class RemoteImage:
+    """An image that is elsewhere until somebody needs it, and here from then on.
+
+    Parameters
+    ----------
+    url : str
+        Of http or https.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no such URL.
+
+    Notes
+    -----
+    Threads: any. A fetch that failed is tried again by the next who needs it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.strip()
+        split_url(self.url)
+        self._fetching = threading.Lock()
+        self._file: bytes | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether ``read`` returns at once."""
+        return self._file is not None
+
+    def read(self) -> bytes:
+        """Return the encoded file, fetching it if it is not here: see ``llava_native.fetch.load_url``."""
+        with self._fetching:
+            if self._file is None:
+                from llava_native.fetch import load_url  # pays its imports only when used
+
+                self._file = load_url(self.url)
+            return self._file
+
+    def __repr__(self) -> str:
+        return f"RemoteImage({shown(self.url)!r})"
