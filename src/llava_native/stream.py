@@ -14,7 +14,6 @@ from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from llava_native._native import serve_loop
 from llava_native.engine import Choice, Event, FinishReason, Request
 from llava_native.errors import BusyError, CancelledError, InvalidInputError, LlavaError, TimeoutExpiredError
 from llava_native.text import StopSplitter, Utf8Decoder
@@ -298,7 +297,7 @@ class TokenStream:
         request = self._request
         self._check_limit()
         self.start()
-        serve_loop()
+        self._engine.serve_loop()
         loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(Empty):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from support import damage
 from support.threads import settled, until
 
-from llava_native import CancelToken, Llava, stream
+from llava_native import CancelToken, Llava
+from llava_native.engine import engine
 from llava_native.errors import BusyError, ImageDecodeError, TimeoutExpiredError
 
 EOS = 2
@@ -35,13 +37,21 @@ def picture():
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
 
-def test_an_event_loop_is_served_before_long_calls(llava, monkeypatch):
-    served = []
-    monkeypatch.setattr(stream, "serve_loop", lambda: served.append(True))
-    llava.generate("Hello", **GREEDY)
-    assert not served
-    asyncio.run(llava.stream("Hello", **GREEDY).aresult())
-    assert served
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux's scheduler")
+def test_threads_make_way_for_an_event_loop(llava, picture, monkeypatch):
+    def policies():
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("llava_native")]
+        return {os.sched_getscheduler(thread.native_id) for thread in threads}
+
+    told = []
+    monkeypatch.setattr(engine, "serve_loop", lambda: told.append(True))
+    llava.generate("What?", image=picture, **GREEDY)
+    assert (policies(), told) == ({os.SCHED_OTHER}, [])
+    for _ in range(2):
+        asyncio.run(llava.stream("What?", image=picture, **GREEDY).aresult())
+    until(lambda: policies() == {os.SCHED_BATCH})
+    assert told == [True]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 class SlowEncoder:

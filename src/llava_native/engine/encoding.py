@@ -13,6 +13,7 @@ from llava_native._embedding import ImageEmbedding
 from llava_native.engine.embedding_cache import pixels_key, rows_key
 from llava_native.errors import BusyError
 from llava_native.fetching import Fetching
+from llava_native.threads import yield_to_others
 
 if TYPE_CHECKING:
     from llava_native._encoder import ImageEncoder
@@ -154,6 +155,11 @@ class Encoding:
                 job.stop.raise_if_cancelled()
         if self._disk is not None and not job.from_disk:
             self._disk.save(job.key, job.rows)
+
+    def yield_to_others(self) -> None:
+        """Have both threads take no core from others."""
+        self._preparing.submit(yield_to_others)
+        self._encoding.submit(yield_to_others)
 
     def close(self) -> None:
         """End both threads; whatever still waits is done first, or was cancelled. A fetch ends by itself."""

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from llava_native._lora import adapters_of
+from llava_native._native import serve_loop
 from llava_native.engine.contents import content_of
 from llava_native.engine.embedding_cache import DiskCache
 from llava_native.engine.encoding import Encoding
@@ -24,6 +25,7 @@ from llava_native.engine.scheduler import Scheduler
 from llava_native.errors import BusyError, ForkError
 from llava_native.exiting import close_at_exit, closed_error
 from llava_native.limits import check_range
+from llava_native.threads import yield_to_others
 
 if TYPE_CHECKING:
     from llava_native._context import Context
@@ -85,9 +87,10 @@ class Engine:
     ) -> None:
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         disk = DiskCache(cache_dir) if cache_dir is not None else None
+        self._encoding = Encoding(_poster(self._calls), disk)
         self._scheduler = Scheduler(
             context,
-            Encoding(_poster(self._calls), disk),
+            self._encoding,
             n_running=n_running,
             prefix_cells=prefix_cells,
             offload=offload,
@@ -102,7 +105,7 @@ class Engine:
         self.streams: dict[int, weakref.ref[TokenStream]] = {}  # open ones, by id
         self._max_waiting = max_waiting
         self._starting = threading.Lock()
-        self._closed = False
+        self._closed = self._serves_loop = False
         self._pid = os.getpid()
         # an engine that is dropped ends its thread, which knows the scheduler only
         self._threads: list[threading.Thread] = []
@@ -182,6 +185,14 @@ class Engine:
     def wake(self) -> None:
         """Have the scheduler look at its requests now. May be called from a destructor."""
         self._calls.put(_nothing)
+
+    def serve_loop(self) -> None:
+        """Let the thread of an event loop go first from now on: it waits for an answer of this engine."""
+        if not self._serves_loop:
+            self._serves_loop = True
+            serve_loop()
+            self._calls.put(yield_to_others)
+            self._calls.put(self._encoding.yield_to_others)
 
     def drop(self, request: Request) -> None:
         """End a request, whatever its stage. May be called from a destructor."""

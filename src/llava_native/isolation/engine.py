@@ -186,6 +186,9 @@ class IsolatedEngine:
         data = {"content": contents.to_data(content)}
         return bool(self.worker().call("adopt", data, pack_bytes(state)).data)
 
+    def serve_loop(self) -> None:
+        """Do nothing: what computes has another GIL."""
+
     def drop(self, request: Request) -> None:
         """End a request, whatever its stage. May be called from a destructor."""
         request.stop.cancel()
