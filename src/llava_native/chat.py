@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_native.errors import BusyError, InvalidInputError
 from llava_native.messages import Message, make_content
+from llava_native.prompt import PendingImage
 
 if TYPE_CHECKING:
     from llava_native.images import ImageLike
@@ -84,7 +85,8 @@ class Chat:
         """Write the conversation to a file, for ``Llava.load_chat``.
 
         It holds the turns, the images, and the keys and values of what is still cached of them, which
-        spares their evaluation: 393 kB a token for llava-phi-3-mini.
+        spares their evaluation: 393 kB a token for llava-phi-3-mini. An image of a URL that no answer has
+        needed is fetched now.
 
         Parameters
         ----------
@@ -140,4 +142,5 @@ def as_list(images: ImageLike | Sequence[ImageLike] | None) -> list[ImageLike]:
     """Return images as a list; an array of pixels is one image, not a list of rows."""
     if images is None:
         return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    is_one = isinstance(images, PendingImage)  # a tuple itself
+    return list(images) if isinstance(images, (list, tuple)) and not is_one else [images]

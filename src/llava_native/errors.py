@@ -7,6 +7,8 @@ unreadable file is the plain :class:`FileNotFoundError` or :class:`PermissionErr
 
 from __future__ import annotations
 
+import copy
+
 __all__ = [
     "BusyError",
     "CancelledError",
@@ -190,3 +192,11 @@ class NotEnoughMemoryError(LlavaError, MemoryError):
 
 class NativeAbort(LlavaError, RuntimeError):  # noqa: N818 - the name that callers know
     """The native library hit an assertion; the object it happened in must not be used again."""
+
+
+def detached(error: Exception) -> Exception:
+    """Return an error without its traceback, whose frames keep what they worked on."""
+    try:
+        return copy.copy(error)
+    except Exception:  # of a class that its arguments alone do not make
+        return LlavaError(f"{type(error).__name__}: {error}")

@@ -16,12 +16,18 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import SplitResult, quote, urljoin
 
 from llava_native.data_url import MAX_BYTES, decode_data_url
-from llava_native.errors import DownloadError, ImageDecodeError, ImageTooLargeError, InvalidInputError
+from llava_native.errors import (
+    CancelledError,
+    DownloadError,
+    ImageDecodeError,
+    ImageTooLargeError,
+    InvalidInputError,
+)
 from llava_native.urls import PORTS, is_data_url, shown, split_url
 
 __all__ = ["MAX_BYTES", "TIMEOUT", "load_url"]
@@ -29,6 +35,7 @@ __all__ = ["MAX_BYTES", "TIMEOUT", "load_url"]
 TIMEOUT: Final = 30.0
 MAX_REDIRECTS: Final = 5
 MAX_STALL: Final = 10.0  # seconds without a byte
+_LOOK_S: Final = 0.25  # how often it is asked whether anybody still wants it
 _CHUNK: Final = 1 << 16
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
@@ -38,10 +45,16 @@ _NOT_PUBLIC: Final = tuple(  # that Python 3.11 takes for public: documentation,
 _PAGE: Final = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_T = TypeVar("_T")
 
 
 def load_url(
-    url: str, *, allow_private: bool = False, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT
+    url: str,
+    *,
+    allow_private: bool = False,
+    max_bytes: int = MAX_BYTES,
+    timeout: float = TIMEOUT,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> bytes:
     """Return the bytes behind an ``http:``, ``https:`` or ``data:`` URL.
 
@@ -55,6 +68,8 @@ def load_url(
         Refuse a longer answer. Default 32 MiB.
     timeout : float
         Seconds for everything, redirects included. Default 30; without a byte for 10 seconds it ends too.
+    is_wanted : callable
+        False ends it, where it waits for the server's bytes within a quarter of a second.
 
     Returns
     -------
@@ -71,6 +86,8 @@ def load_url(
         More than `max_bytes`.
     ImageDecodeError
         Nothing, a web page, or a damaged ``data:`` URL.
+    CancelledError
+        It is not wanted any more.
 
     Notes
     -----
@@ -81,12 +98,12 @@ def load_url(
         raise InvalidInputError(f"a URL must be a str, not {type(url).__name__}")
     if is_data_url(url):
         return decode_data_url(url, max_bytes)
-    deadline = time.monotonic() + timeout
+    limit = _Limit(timeout, is_wanted)
     here = url.strip()
     for _ in range(MAX_REDIRECTS + 1):
         parts = split_url(here)
         with _reported(here, timeout):
-            answer = _get(parts, allow_private, max_bytes, deadline)
+            answer = _get(parts, allow_private, max_bytes, limit)
             if isinstance(answer, bytes):
                 return answer
             before, here = here, urljoin(here, answer)
@@ -96,7 +113,7 @@ def load_url(
     raise DownloadError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
 
-def _get(parts: SplitResult, allow_private: bool, max_bytes: int, deadline: float) -> bytes | str:
+def _get(parts: SplitResult, allow_private: bool, max_bytes: int, limit: _Limit) -> bytes | str:
     """Return what one address answers: its data, or where it redirects to."""
     host, port = cast(str, parts.hostname), parts.port or PORTS[parts.scheme]
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
@@ -104,8 +121,8 @@ def _get(parts: SplitResult, allow_private: bool, max_bytes: int, deadline: floa
         target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]")
     headers = {"User-Agent": "llava-native", "Accept": "image/*, */*;q=0.1", "Connection": "close"}
     connection = http.client.HTTPConnection(host, port)
-    with _connect(host, port, parts.scheme == "https", allow_private, deadline) as sock:
-        connection.sock = cast(socket.socket, _Timed(sock, deadline))
+    with _connect(host, port, parts.scheme == "https", allow_private, limit) as sock:
+        connection.sock = cast(socket.socket, _Timed(sock, limit))
         connection.request("GET", target, headers=headers)  # asks for no content encoding
         with connection.getresponse() as response:
             if response.status not in _REDIRECTS:
@@ -151,8 +168,8 @@ def _is_page(data: bytes | bytearray) -> bool:
 # -- connections --------------------------------------------------------------------------------
 
 
-def _connect(host: str, port: int, encrypted: bool, allow_private: bool, deadline: float) -> socket.socket:
-    addresses = _resolve(host, port, deadline)
+def _connect(host: str, port: int, encrypted: bool, allow_private: bool, limit: _Limit) -> socket.socket:
+    addresses = _resolve(host, port, limit)
     for address in addresses:
         if not allow_private and not _is_public(ipaddress.ip_address(address.partition("%")[0])):
             raise DownloadError(
@@ -161,12 +178,12 @@ def _connect(host: str, port: int, encrypted: bool, allow_private: bool, deadlin
     failure: OSError | None = None
     for address in addresses:
         try:
-            sock = socket.create_connection((address, port), _left(deadline))
+            sock = socket.create_connection((address, port), limit.left())
         except OSError as exc:
             failure = exc
             continue
         try:
-            sock.settimeout(_left(deadline))
+            sock.settimeout(limit.left())
             return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if encrypted else sock
         except BaseException:
             sock.close()
@@ -174,7 +191,7 @@ def _connect(host: str, port: int, encrypted: bool, allow_private: bool, deadlin
     raise failure or OSError("the host has no address")
 
 
-def _resolve(host: str, port: int, deadline: float) -> list[str]:
+def _resolve(host: str, port: int, limit: _Limit) -> list[str]:
     """Return the addresses of a host; the system's resolver knows no time-out, so a thread asks it."""
     answers: queue.SimpleQueue[list[str] | BaseException] = queue.SimpleQueue()
 
@@ -187,7 +204,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[str]:
 
     threading.Thread(target=ask, name="llava_native-resolve", daemon=True).start()
     try:
-        answer = answers.get(timeout=_left(deadline))
+        answer = limit.wait(lambda seconds: answers.get(timeout=seconds))
     except queue.Empty:
         raise TimeoutError("the name server does not answer") from None
     if isinstance(answer, UnicodeError):
@@ -212,12 +229,32 @@ def _is_public(address: _Address) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def _left(deadline: float) -> float:
-    """Return how long the next step may wait."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("out of time")
-    return min(left, MAX_STALL)
+class _Limit:
+    """How long everything may take, and whether anybody still wants it."""
+
+    def __init__(self, timeout: float, is_wanted: Callable[[], bool]) -> None:
+        self._deadline = time.monotonic() + timeout
+        self._is_wanted = is_wanted
+
+    def left(self) -> float:
+        """Return how long the next step may wait; raises where there shall be none."""
+        if not self._is_wanted():
+            raise CancelledError("nobody waits for this image any more")
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("out of time")
+        return min(left, MAX_STALL)
+
+    def wait(self, step: Callable[[float], _T]) -> _T:
+        """Return what ``step(seconds)`` does, which may be tried again when the seconds are over."""
+        end = time.monotonic() + self.left()
+        while True:
+            try:
+                return step(max(0.001, min(end - time.monotonic(), _LOOK_S)))
+            except (TimeoutError, queue.Empty):
+                self.left()
+                if time.monotonic() >= end:
+                    raise
 
 
 class _Timed:
@@ -226,17 +263,20 @@ class _Timed:
     Its ``close()`` does nothing: http.client closes a connection that is not kept before the body is read.
     """
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, limit: _Limit) -> None:
         self._sock = sock
-        self._deadline = deadline
+        self._limit = limit
 
     def sendall(self, data: Any) -> None:
-        self._sock.settimeout(_left(self._deadline))
+        self._sock.settimeout(self._limit.left())
         self._sock.sendall(data)
 
     def recv_into(self, buffer: Any) -> int:
-        self._sock.settimeout(_left(self._deadline))
-        return self._sock.recv_into(buffer)
+        def step(seconds: float) -> int:
+            self._sock.settimeout(seconds)
+            return self._sock.recv_into(buffer)
+
+        return self._limit.wait(step)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         assert mode == "rb"

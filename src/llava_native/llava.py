@@ -382,7 +382,7 @@ class Llava:
             As ``respond`` takes them. No template's stop strings apply.
         """
         self._check_open()
-        made = self._planner.pieces(parts)
+        made = self._planner.pieces(map(self._planner.part, parts))
         n_tokens = sum(len(piece) for piece in made)
         check_length(n_tokens, self._context.n_ctx_seq)
         return self._open_stream(Prompt(made, n_tokens), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -16,7 +17,7 @@ from llava_native.messages import (
     make_content,
     read_messages,
 )
-from llava_native.prompt import Part, PendingImage, Piece, Prompt, check_length, pieces
+from llava_native.prompt import Part, PendingImage, Piece, Prompt, Text, check_length, pieces
 from llava_native.remote import RemoteImage
 from llava_native.urls import is_data_url, is_web_url, shown
 
@@ -104,8 +105,18 @@ class Planner:
     def read(self, messages: Sequence[MessageDict] | Sequence[Message]) -> Sequence[Message]:
         """Read messages of OpenAI's form; those that were read already come back as they are."""
         if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):
-            return messages
+            return [self._own(message) for message in cast("Sequence[Message]", messages)]
         return read_messages(cast("Sequence[MessageDict]", messages), self.image_part, self._open_url)
+
+    def _own(self, message: Message) -> Message:
+        """Return a message, perhaps of another planner, with images for this encoder, and allowed here."""
+        if not message.images:
+            return message
+        return dataclasses.replace(message, content=tuple(self.part(part) for part in message.content))
+
+    def part(self, part: Part) -> Part:
+        """Return a part of a prompt as this planner would make it."""
+        return part if isinstance(part, Text) else self.image_part(part)
 
     def plan(
         self, messages: Sequence[Message], overflow: Overflow = "error", tools: Sequence[Any] | None = None
@@ -162,10 +173,10 @@ class Planner:
     def image_part(self, image: ImageLike) -> PendingImage | ImageEmbedding:
         """Return an image as a part of a prompt; rows are checked to belong to this pair of models.
 
-        A part comes back as it is. What is behind an http URL is fetched once for all prompts that it is in.
+        What is behind an http URL is fetched once for all prompts that have what this returns.
         """
         if isinstance(image, PendingImage):
-            return image
+            image = image.image
         if not isinstance(image, ImageEmbedding):
             if self._encoder is None:
                 raise InvalidInputError("there is an image, but no mmproj was loaded to encode it")
@@ -173,6 +184,8 @@ class Planner:
                 check_data_url(image)  # it is decoded where it is prepared
             elif is_web_url(image):
                 image = self._open_url(image)
+            elif isinstance(image, RemoteImage) and not image.is_here:
+                self._check_allowed(image.url)
             return PendingImage(self._encoder, image)
         made_by = image.fingerprint
         if made_by is not None and self._encoder is not None and made_by != self._encoder.fingerprint:
@@ -189,13 +202,16 @@ class Planner:
     def _open_url(self, url: str) -> ImageLike:
         """Return what ``ImageEncoder.encode`` takes for a URL: a path, itself, or what will be fetched."""
         if is_web_url(url):
-            if not self._allow_urls:
-                raise InvalidInputError(
-                    f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({shown(url, 99)})"
-                )
+            self._check_allowed(url)
             return RemoteImage(url)
         if url.startswith("file://"):
             from urllib.request import url2pathname
 
             return url2pathname(url.removeprefix("file://"))
         return url
+
+    def _check_allowed(self, url: str) -> None:
+        if not self._allow_urls:
+            raise InvalidInputError(
+                f"images are not fetched unless it is allowed: Llava(allow_urls=True) ({shown(url, 99)})"
+            )

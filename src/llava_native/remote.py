@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from llava_native.urls import shown, split_url
 
@@ -38,13 +39,13 @@ class RemoteImage:
         """Whether ``read`` returns at once."""
         return self._file is not None
 
-    def read(self) -> bytes:
-        """Return the encoded file, fetching it if it is not here: see ``llava_native.fetch.load_url``."""
+    def read(self, is_wanted: Callable[[], bool] = lambda: True) -> bytes:
+        """Return the encoded file, fetching it if it is not here, as ``llava_native.fetch.load_url`` does."""
         with self._fetching:
             if self._file is None:
                 from llava_native.fetch import load_url  # pays its imports only when used
 
-                self._file = load_url(self.url)
+                self._file = load_url(self.url, is_wanted=is_wanted)
             return self._file
 
     def __repr__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from llava_native.engine import Choice, Event, FinishReason, Request
-from llava_native.errors import BusyError, CancelledError, InvalidInputError, LlavaError, TimeoutExpiredError
+from llava_native.errors import BusyError, CancelledError, InvalidInputError, TimeoutExpiredError, detached
 from llava_native.text import StopSplitter, Utf8Decoder
 
 if TYPE_CHECKING:
@@ -260,7 +259,7 @@ class TokenStream:
             self._submitted = True
 
     def on_end(self, call: Callable[[], Any]) -> None:
-        """Have `call` called, on the engine's thread, when the answer is whole or has failed."""
+        """Have `call` called, on any thread, when the answer is whole or has failed."""
         self._request.on_end = call
 
     def _check_alone(self) -> None:
@@ -334,7 +333,7 @@ class TokenStream:
         self._free()
         if not isinstance(error, CancelledError) or isinstance(error, TimeoutExpiredError):
             if isinstance(error, Exception):  # not Ctrl-C
-                self._error = _copy(error)
+                self._error = detached(error)
             try:
                 raise error
             finally:
@@ -343,7 +342,7 @@ class TokenStream:
     def _raise_again(self) -> None:
         """Raise what the answer failed with, if it did."""
         if self._error is not None:
-            raise _copy(self._error)
+            raise detached(self._error)
 
     def cancel(self) -> None:
         """Stop from any thread; the iteration ends, and ``finish_reason`` is "cancelled"."""
@@ -438,14 +437,6 @@ class TokenStream:
 
     def _result(self) -> Result:
         return Result(self.text, self.finish_reason or "cancelled", self.usage, self.timings)
-
-
-def _copy(error: Exception) -> Exception:
-    """Return an error without its traceback, whose frames and the stream would keep each other."""
-    try:
-        return copy.copy(error)
-    except Exception:  # of a class that its arguments alone do not make
-        return LlavaError(f"{type(error).__name__}: {error}")
 
 
 def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

@@ -40,6 +40,10 @@ ISOLATED = frozenset({
     "test_closed_while_it_is_fetched",
     "test_dropped_while_it_is_fetched",
     "test_those_whose_images_are_elsewhere_count",
+    "test_a_map_whose_time_runs_out_behind_slow_servers",
+    "test_a_token_ends_it_though_nobody_asks_for_more",
+    "test_requests_that_share_an_image_share_no_error",
+    "test_it_is_allowed_by_the_one_who_fetches",
 })  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import os
+import signal
 import threading
 import warnings
 import weakref
@@ -13,8 +15,9 @@ import pytest
 from support import damage
 from support.threads import until
 
-from llava_native import ImageEncoder, Llava, fetch
+from llava_native import CancelToken, ImageEncoder, Llava, fetch
 from llava_native.errors import BusyError, ClosedError, DownloadError, InvalidInputError, TimeoutExpiredError
+from llava_native.prompt import Text
 from llava_native.remote import RemoteImage
 
 URL = "http://a.example/photo.png"
@@ -29,7 +32,7 @@ class Web:
         self.asked = []
         self.go = threading.Event()
 
-    def load_url(self, url):
+    def load_url(self, url, **_):
         self.asked.append(url)
         if "a.example" in url:
             assert self.go.wait(60)
@@ -106,7 +109,7 @@ def test_nobody_waits_for_anothers_image(llava, web, picture):
         quick = await llava.stream("What?", image="https://b.example/photo.png", **GREEDY).aresult()
         assert quick.text == other.text
         assert not any(task.done() for task in waiting)
-        assert llava.stats().waiting == 0 if llava.engine.model is None else 12
+        assert llava.stats().waiting == 12
         web.go.set()
         assert {result.text for result in await asyncio.gather(*waiting)} == {other.text}
 
@@ -200,6 +203,74 @@ def test_those_whose_images_are_elsewhere_count(paths, options, web):
             streams[3].start()
         web.go.set()
         assert len({stream.result().text for stream in streams}) == 1
+
+
+def test_a_map_whose_time_runs_out_behind_slow_servers(llava, web):
+    slow = [llava.stream("What?", image=f"{URL}?{i}", timeout=60, **GREEDY) for i in range(16)]
+    for stream in slow:
+        stream.start()
+    items = list(llava.map([f"{URL}?m{i}" for i in range(6)], ordered=False, timeout=0.1, **GREEDY))
+    assert {type(item.error) for item in items} == {TimeoutExpiredError}
+    assert len(items) == 6
+    for stream in slow:
+        stream.close()
+
+
+def test_a_token_ends_it_though_nobody_asks_for_more(llava, web):
+    token, ended = CancelToken(), threading.Event()
+    stream = llava.stream("What?", image=URL, cancel=token, **GREEDY)
+    stream.on_end(ended.set)
+    stream.start()
+    until(lambda: web.asked)
+    token.cancel()
+    assert ended.wait(30)
+
+
+def test_requests_that_share_an_image_share_no_error(llava, web):
+    messages = llava.planner.read(asking())
+    streams = [llava.respond(messages, **GREEDY) for _ in range(3)]
+    for stream in streams:
+        stream.start()
+    until(lambda: llava.stats().waiting == 3)
+    web.answer = DownloadError(f"{URL}: the server says 404")
+    web.go.set()
+    errors = []
+    for stream in streams:
+        with pytest.raises(DownloadError) as caught:
+            stream.result()
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == 3
+    assert len(web.asked) == 1
+
+
+def test_it_is_allowed_by_the_one_who_fetches(llava, paths, options, web, picture):
+    web.go.set()
+    messages = llava.planner.read(asking())
+    part = llava.planner.image_part(URL)
+    with Llava(*paths, **{**options, "allow_urls": False}) as other:
+        for call in (
+            lambda: other.respond(messages),
+            lambda: other.chat(messages=messages),
+            lambda: other.stream("What?", image=part),
+            lambda: other.stream("What?", image=[RemoteImage(URL)]),
+            lambda: other.stream_prompt([Text("What?"), part]),
+        ):
+            with pytest.raises(InvalidInputError, match="allow_urls"):
+                call()
+        assert not web.asked
+        expected = llava.respond(messages, **GREEDY).result().text
+        assert other.respond(messages, **GREEDY).result().text == expected  # it is here by now
+
+
+def test_a_child_that_dies_meanwhile_is_not_missed(paths, options, web, picture):
+    with Llava(*paths, **options, isolate=True) as llava:
+        stream = llava.stream("What?", image=URL, **GREEDY)
+        stream.start()
+        until(lambda: web.asked)
+        os.kill(llava.engine.pid, signal.SIGKILL)
+        until(lambda: llava.engine._worker.dead)
+        web.go.set()
+        assert stream.result().text == llava.generate("What?", image=picture, **GREEDY).text
 
 
 def test_an_encoder_waits_for_it(paths, web, picture):

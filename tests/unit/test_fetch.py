@@ -17,6 +17,7 @@ from support.http_server import serving
 
 from llava_native import fetch
 from llava_native.errors import (
+    CancelledError,
     DownloadError,
     ImageDecodeError,
     ImageTooLargeError,
@@ -211,6 +212,30 @@ def test_a_pause_is_enough(server, monkeypatch):
     with pytest.raises(DownloadError, match="without a byte"):
         local(server.url("/slow"), timeout=60)
     assert time.monotonic() - began < 5
+
+
+def test_it_ends_when_nobody_wants_it_any_more(server):
+    asked = threading.Event()
+
+    def stall(_):
+        asked.set()
+        server.stop.wait(20)
+
+    server.answers["/slow"] = stall
+    began = time.monotonic()
+    with pytest.raises(CancelledError):
+        local(server.url("/slow"), is_wanted=lambda: not asked.is_set())
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_that_pauses_for_less_than_the_limit(server, png):
+    def pause(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + png[:10])
+        time.sleep(0.6)  # two looks at whether it is wanted
+        connection.sendall(png[10:])
+
+    server.answers["/pause"] = pause
+    assert local(server.url("/pause")) == png
 
 
 def test_an_endless_answer_ends_at_the_limit(server):

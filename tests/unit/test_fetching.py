@@ -10,7 +10,7 @@ import pytest
 from support.threads import until
 
 from llava_native import fetch
-from llava_native.errors import DownloadError
+from llava_native.errors import CancelledError, DownloadError
 from llava_native.fetching import Fetching
 from llava_native.remote import RemoteImage
 
@@ -23,7 +23,7 @@ class Web:
         self.go = threading.Event()
         self.fails = False
 
-    def load_url(self, url):
+    def load_url(self, url, **_):
         self.asked.append(url)
         assert self.go.wait(60)
         if self.fails:
@@ -51,7 +51,7 @@ def images(n):
 class Request:
     """Whoever waits."""
 
-    is_over = False
+    is_over = ended = False
 
 
 def listener(told):
@@ -120,6 +120,54 @@ def test_what_nobody_waits_for_is_not_begun(web):
     until(lambda: not threads())
     assert set(web.asked) == {image.url for image in [*wanted[:16], shared]}
     assert len(told) == 18  # two of them of the shared one
+
+
+def test_what_nobody_waits_for_any_more_is_told_to_end(web, monkeypatch):
+    looks = []
+
+    def load_url(url, is_wanted):
+        looks.append(is_wanted)
+        until(lambda: not is_wanted())
+        if len(looks) == 1:
+            fetching.fetch(image, late, listener(told))  # just now somebody comes
+        raise CancelledError("nobody waits")
+
+    fetching, told, request, late = Fetching(), [], Request(), Request()
+    monkeypatch.setattr(fetch, "load_url", load_url)
+    (image,) = images(1)
+    fetching.fetch(image, request, listener(told))
+    until(lambda: looks)
+    request.is_over = True
+    until(lambda: len(looks) == 2)
+    assert looks[1]()
+    late.is_over = True
+    until(lambda: not threads())
+    assert told == []
+
+
+def test_each_gets_an_error_of_its_own(web):
+    fetching, told, request = Fetching(), [], Request()
+    (image,) = images(1)
+    for _ in range(3):
+        fetching.fetch(image, request, listener(told))
+    web.fails = True
+    web.go.set()
+    until(lambda: len(told) == 3)
+    assert [str(error) for error in told] == ["404"] * 3
+    assert len({id(error) for error in told}) == 3
+
+
+def test_who_fails_to_listen_harms_nobody(web, caplog):
+    def fail(request, error):
+        raise ValueError("mistake")
+
+    fetching, told, request = Fetching(), [], Request()
+    (image,) = images(1)
+    fetching.fetch(image, request, fail)
+    fetching.fetch(image, request, listener(told))
+    web.go.set()
+    until(lambda: told)
+    assert "mistake" in caplog.text
 
 
 def test_a_system_without_threads(web, monkeypatch):

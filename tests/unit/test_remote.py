@@ -16,7 +16,7 @@ URL = "http://a.example/photo.png"
 
 def test_it_is_fetched_when_it_is_read_and_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(fetch, "load_url", lambda url: asked.append(url) or b"file")
+    monkeypatch.setattr(fetch, "load_url", lambda url, **_: asked.append(url) or b"file")
     image = RemoteImage(f" {URL} ")
     assert not asked
     assert not image.is_here
@@ -29,7 +29,7 @@ def test_it_is_fetched_when_it_is_read_and_once(monkeypatch):
 def test_a_failure_is_not_kept(monkeypatch):
     answers = [DownloadError("503"), b"file"]
 
-    def load_url(url):
+    def load_url(url, **_):
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -46,7 +46,7 @@ def test_a_failure_is_not_kept(monkeypatch):
 def test_threads_that_need_it_at_once(monkeypatch):
     asked, go = [], threading.Event()
 
-    def load_url(url):
+    def load_url(url, **_):
         asked.append(url)
         assert go.wait(60)
         return b"file"

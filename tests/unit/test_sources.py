@@ -16,7 +16,7 @@ URL = "http://a.example/photo.png"
 
 @pytest.fixture(autouse=True)
 def web(monkeypatch):
-    monkeypatch.setattr(fetch, "load_url", lambda _: b"fetched")
+    monkeypatch.setattr(fetch, "load_url", lambda _, **__: b"fetched")
 
 
 def test_the_file_behind_a_url():

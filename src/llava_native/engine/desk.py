@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakMethod
 
 from llava_native.engine.encoding import EncodeJob
+from llava_native.errors import detached
 
 if TYPE_CHECKING:
     from llava_native.engine.embedding_cache import EmbeddingCache
@@ -143,9 +144,9 @@ class ImageDesk:
                 self._stats.images_from_disk += 1
             else:
                 self._stats.images_encoded += 1
-        for image in job.waiters:
+        for n, image in enumerate(job.waiters):
             image.wanted = False
-            image.error = job.error
+            image.error = detached(job.error) if n and isinstance(job.error, Exception) else job.error
             image.encode_s = job.seconds
             image.from_cache = image.from_cache or job.from_disk
             if job.rows is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IsolatedEngine"]
 
+_POLL_S: Final = 0.05  # how often limits of time are looked at, while nothing else happens
 _GRACE_S: Final = 0.05  # that the child gives a time limit more: it is the parent's to say that it is over
 
 
@@ -116,17 +118,22 @@ class IsolatedEngine:
         self.check()
         if self._desk.n_silent >= self._max_waiting + self.n_running:
             raise BusyError(f"{self._max_waiting} requests wait already; see max_waiting")
-        worker = self.worker()
+        self.worker()
         number = next(numbers)
         request.submitted = time.perf_counter()
-        self._desk.add(number, request, worker)
+        self._desk.add(number, request)
         away = request.remote_images
         request.n_away = len(away)
         if not away:
             self._send(number)
+            return
         fetched = weakref.WeakMethod(self._fetched)  # a fetch must not keep a child alive
         for image in away:
             self._fetching.fetch(image, request, partial(_tell, fetched, number))
+        with contextlib.suppress(RuntimeError):  # the system has no thread for it: it ends when all are here
+            self._desk.watch()
+        if self._closed:  # whoever closed it meanwhile may not have seen the request
+            self._desk.fail(number, closed_error())
 
     def _fetched(self, number: int, error: BaseException | None) -> None:
         """Go on with a request of which an image was fetched, or could not be."""
@@ -137,17 +144,18 @@ class IsolatedEngine:
 
     def _send(self, number: int) -> None:
         """Send a request to the child, unless images are missing, or another thread does, or it is over."""
-        found = self._desk.take_to_send(number)
-        if found is None:
+        request = self._desk.take_to_send(number)
+        if request is None:
             return
-        request, worker = found
         request.fetch_s = time.perf_counter() - request.submitted if request.n_away else 0.0
         try:
             data, ids, file = _wire_form(request)
+            worker = self.worker()
+            self._desk.give(number, worker)
+            worker.send(Kind.SUBMIT, number, data, ids, file)
         except Exception as exc:  # an image that cannot be read is this request's own error, as in a Llava
             self._desk.fail(number, exc)
             return
-        worker.send(Kind.SUBMIT, number, data, ids, file)
         if request.cancelled:  # perhaps before the child knew it
             worker.send(Kind.DROP, number)
         if worker.dead:
@@ -206,7 +214,8 @@ class IsolatedEngine:
     def stats(self) -> Stats:
         """Return the counters of the present child."""
         found = self.call("stats")
-        return Stats(**{field.name: int(found[field.name]) for field in dataclasses.fields(Stats)})
+        stats = Stats(**{field.name: int(found[field.name]) for field in dataclasses.fields(Stats)})
+        return dataclasses.replace(stats, waiting=stats.waiting + self._desk.n_unsent)
 
     def close(self) -> None:
         """End all requests, and the child. May be called again."""
@@ -214,6 +223,7 @@ class IsolatedEngine:
             return
         with self._starting:
             self._closed = True
+        self._desk.fail_unsent(closed_error)
         self._worker.close()
 
 
@@ -221,38 +231,69 @@ class _Desk:
     """The requests that the child has or will have, and what it says about them."""
 
     def __init__(self) -> None:
-        self._requests: dict[int, tuple[Request, Worker]] = {}
+        self._requests: dict[int, Request] = {}
+        self._workers: dict[int, Worker] = {}  # who has them
         self._unsent: set[int] = set()  # their images are being fetched
         self._silent: set[int] = set()  # nothing was heard of them yet
         self._dropped: set[int] = set()
+        self._watching = threading.Lock()
+        self._is_watched = False
 
     @property
     def n_silent(self) -> int:
         """Requests that may be waiting to run."""
         return len(self._silent)
 
-    def add(self, number: int, request: Request, worker: Worker) -> None:
+    @property
+    def n_unsent(self) -> int:
+        """Requests whose images are being fetched."""
+        return len(self._unsent)
+
+    def add(self, number: int, request: Request) -> None:
         """Expect news of a request, which is yet to be sent."""
         self._silent.add(number)
         self._unsent.add(number)
-        self._requests[number] = (request, worker)
+        self._requests[number] = request
 
-    def take_to_send(self, number: int) -> tuple[Request, Worker] | None:
+    def take_to_send(self, number: int) -> Request | None:
         """Return a request to the one thread that shall send it now; None where that is none."""
-        found = self._requests.get(number)
-        if found is None or found[0].remote_images:
+        request = self._requests.get(number)
+        if request is None or request.remote_images:
             return None
         try:
             self._unsent.remove(number)
         except KeyError:  # another thread was first
             return None
-        return found
+        return request
+
+    def give(self, number: int, worker: Worker) -> None:
+        """Note which child a request goes to."""
+        self._workers[number] = worker
+
+    def watch(self) -> None:
+        """See to it that requests end in time while their images are being fetched."""
+        with self._watching:
+            if not self._is_watched:
+                threading.Thread(target=self._watch, name="llava_native watch", daemon=True).start()
+                self._is_watched = True
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_POLL_S)
+            self.look()
+            with self._watching:
+                if not self._unsent:
+                    self._is_watched = False
+                    return
 
     def look(self) -> None:
         """Tell the child who was cancelled, and whose caller has caught up."""
-        for number, (request, worker) in list(self._requests.items()):
+        for number, request in list(self._requests.items()):
+            worker = self._workers.get(number)  # None where it is being sent
             if request.cancelled and number in self._unsent:
                 self._finish(number, request, Event(reason="cancelled"))
+            elif worker is None:
+                continue
             elif request.cancelled:
                 self._drop(number, worker)
             elif request.paused and request.has_room:
@@ -267,14 +308,13 @@ class _Desk:
     def take(self, told: Frame | BaseException) -> None:
         """Hear what the child says, or that a child is gone. On its own thread."""
         if isinstance(told, BaseException):
-            for number, (_, worker) in list(self._requests.items()):
-                if worker.dead:
+            for number, worker_of in list(self._workers.items()):
+                if worker_of.dead:
                     self.fail(number, told)
             return
-        found = self._requests.get(told.number)
-        if found is None:
+        request, worker = self._requests.get(told.number), self._workers.get(told.number)
+        if request is None or worker is None:
             return
-        request, worker = found
         event = _event(told, request)
         self._silent.discard(told.number)
         if event.error is not None or event.reason is not None:
@@ -290,14 +330,20 @@ class _Desk:
                 self.look()
 
     def fail(self, number: int, error: BaseException | None) -> None:
-        """End a request whose child is gone."""
-        found = self._requests.get(number)
-        if found is not None:
-            self._finish(number, found[0], Event(error=error))
+        """End a request whose child is gone, or that never came so far."""
+        request = self._requests.get(number)
+        if request is not None:
+            self._finish(number, request, Event(error=error))
+
+    def fail_unsent(self, make_error: Callable[[], BaseException]) -> None:
+        """End the requests that no child has."""
+        for number in list(self._unsent):
+            self.fail(number, make_error())
 
     def _finish(self, number: int, request: Request, event: Event) -> None:
         if self._requests.pop(number, None) is None:
             return  # another thread was first
+        self._workers.pop(number, None)
         self._unsent.discard(number)
         self._silent.discard(number)
         self._dropped.discard(number)
