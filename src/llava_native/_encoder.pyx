@@ -264,6 +264,11 @@ cdef class ImageEncoder:
         return self._info.image_size
 
     @property
+    def prepared_size(self):
+        """int or None : side in pixels of what ``prepare`` returns; None where an image keeps its own."""
+        return self._info.image_size if self._info.is_llava15 else None
+
+    @property
     def patch_size(self):
         """int : side in pixels of one patch."""
         return self._info.patch_size

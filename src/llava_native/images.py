@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import math
 import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
 from .errors import ImageDecodeError, ImageTooLargeError
@@ -27,7 +28,16 @@ from .sources import open_source
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
-__all__ = ["ImageLike", "OpenOptions", "Pixels", "llava_pixels", "load_decoders", "open_image", "rgb_pixels"]
+__all__ = [
+    "ImageLike",
+    "OpenOptions",
+    "Pixels",
+    "exceeds",
+    "llava_pixels",
+    "load_decoders",
+    "open_image",
+    "rgb_pixels",
+]
 
 ImageLike: TypeAlias = Any
 """A path, a ``data:`` URL, a buffer of an encoded file, a ``PIL.Image.Image``, or a uint8 array of pixels.
@@ -374,6 +384,27 @@ def _identify(file: IO[bytes], name: str) -> Image:
     raise ImageDecodeError(
         f"{name} is not an image in a supported format ({formats}); it starts with {prefix!r}"
     )
+
+
+def exceeds(source: ImageLike, limits: Mapping[str, int], max_bytes: int) -> bool:
+    """Tell whether an encoded image of one of these formats has more pixels than its limit, or bytes.
+
+    Its header tells, which costs nothing. What is no path and no buffer of bytes is no encoded image. Raises
+    what ``open_image`` does.
+    """
+    if _is_pillow(source) or _array_pixels(source) is not None:
+        return False
+    file, name = open_source(source, MAX_BYTES)
+    with file:
+        prefix = file.read(16)
+        kind = next((kind for kind, (accept, _) in load_decoders().items() if accept(prefix)), "")
+        if kind not in limits:
+            return False
+        if file.seek(0, io.SEEK_END) > max_bytes:
+            return True
+        file.seek(0)
+        opened = _identify(file, name)
+        return opened.width * opened.height > limits[kind]
 
 
 @contextlib.contextmanager

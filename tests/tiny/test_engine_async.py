@@ -15,6 +15,7 @@ from support.threads import settled, until
 from llava_native import CancelToken, Llava
 from llava_native.engine import engine
 from llava_native.errors import BusyError, ImageDecodeError, TimeoutExpiredError
+from llava_native.isolation import decoding
 
 EOS = 2
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -52,6 +53,30 @@ def test_threads_make_way_for_an_event_loop(llava, picture, monkeypatch):
     until(lambda: policies() == {os.SCHED_BATCH})
     assert told == [True]
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_what_keeps_the_gil_is_decoded_apart_for_an_event_loop(llava, tmp_path, monkeypatch):
+    apart = []
+
+    def prepare_apart(source, *args):
+        apart.append(source)
+        return decoding_apart(source, *args)
+
+    decoding_apart = decoding.prepare_apart
+    monkeypatch.setattr(decoding, "prepare_apart", prepare_apart)
+    path = tmp_path / "picture.jp2"
+    noise = np.random.default_rng(5).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    here = llava.generate("What?", image=path, **GREEDY).text
+    assert not apart
+    there = asyncio.run(llava.stream("What?", image=path, **GREEDY).aresult())
+    assert there.text == here
+    assert there.timings.cached_tokens == there.usage.prompt_tokens - 1  # the same pixels
+    assert apart == [path]
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ImageDecodeError, match="damaged or truncated"):
+        asyncio.run(llava.stream("What?", image=path, **GREEDY).aresult())
+    assert len(apart) == 2
 
 
 class SlowEncoder:

@@ -13,6 +13,7 @@ from llava_native._embedding import ImageEmbedding
 from llava_native.engine.embedding_cache import pixels_key, rows_key
 from llava_native.errors import BusyError
 from llava_native.fetching import Fetching
+from llava_native.sources import file_of
 from llava_native.threads import yield_to_others
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Encoding:
         self._preparing = Worker("llava_native prepare")
         self._encoding = Worker("llava_native encode")
         self._fetching = Fetching()
+        self._serves_loop = False
 
     def fetch(self, request: Request, done: Callable[[tuple[Request, BaseException | None]], None]) -> None:
         """Get the images of a request that are not here; `done((request, error))` for each of them."""
@@ -115,7 +117,7 @@ class Encoding:
         def call() -> None:
             began = time.perf_counter()
             try:
-                _prepare(image)
+                _prepare(image, self._serves_loop)
             except BaseException as exc:
                 image.error = exc
             image.prepare_s = time.perf_counter() - began
@@ -156,8 +158,9 @@ class Encoding:
         if self._disk is not None and not job.from_disk:
             self._disk.save(job.key, job.rows)
 
-    def yield_to_others(self) -> None:
-        """Have both threads take no core from others."""
+    def serve_loop(self) -> None:
+        """Take no core from others from now on, and do not decode where that keeps the GIL."""
+        self._serves_loop = True
         self._preparing.submit(yield_to_others)
         self._encoding.submit(yield_to_others)
 
@@ -167,7 +170,7 @@ class Encoding:
         self._encoding.close()
 
 
-def _prepare(image: Image) -> None:
+def _prepare(image: Image, serves_loop: bool = False) -> None:
     piece = image.piece
     if isinstance(piece, ImageEmbedding):
         if piece._is_writable():  # the caller's own, who may change them before they are evaluated
@@ -175,8 +178,20 @@ def _prepare(image: Image) -> None:
             piece = ImageEmbedding.from_buffer(rows, fingerprint=piece.fingerprint)
         image.key, image.rows, image.n_tokens = rows_key(piece), piece, piece.n_tokens
     elif piece is not None:  # else its request is over
-        pixels = piece.encoder.prepare(piece.image)
+        pixels = _prepared_apart(image) if serves_loop else None
+        if pixels is None:
+            pixels = piece.encoder.prepare(piece.image)
         if not pixels.data.readonly:  # the caller's own, who may change it before it is encoded
             pixels = pixels._replace(data=memoryview(bytes(pixels.data)))
         image.pixels = pixels
         image.key = pixels_key(pixels, piece.encoder)
+
+
+def _prepared_apart(image: Image) -> Pixels | None:
+    """Return an image's pixels from a process of their own, where one is needed and can be had."""
+    from llava_native.isolation.decoding import needs_process, prepare_apart
+
+    source = file_of(image.piece.image)
+    if not needs_process(source):
+        return None
+    return prepare_apart(source, image.piece.encoder.prepared_size, lambda: image.request is not None)

@@ -192,7 +192,7 @@ class Engine:
             self._serves_loop = True
             serve_loop()
             self._calls.put(yield_to_others)
-            self._calls.put(self._encoding.yield_to_others)
+            self._calls.put(self._encoding.serve_loop)
 
     def drop(self, request: Request) -> None:
         """End a request, whatever its stage. May be called from a destructor."""

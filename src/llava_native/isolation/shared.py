@@ -21,7 +21,7 @@ from llava_native.urls import is_data_url
 if TYPE_CHECKING:
     from llava_native.engine.sequences import State
 
-__all__ = ["map_bytes", "pack", "pack_bytes", "read_bytes", "read_rows", "unpack"]
+__all__ = ["map_bytes", "new_file", "pack", "pack_bytes", "read_bytes", "read_rows", "unpack"]
 
 _ALIGN: Final = 64
 
@@ -49,7 +49,7 @@ def pack(images: Sequence[Any]) -> tuple[list[dict[str, Any]], IO[bytes] | None]
     described = [_describe(image) for image in images]  # before there is a file to close
     if all(data is None for _, data in described):
         return [description for description, _ in described], None
-    file = _new_file()
+    file = new_file()
     try:
         for description, data in described:
             if data is not None:
@@ -120,7 +120,7 @@ def _image(description: dict[str, Any], whole: memoryview | None) -> Any:
 
 def pack_bytes(data: State) -> IO[bytes]:
     """Put bytes into a shared file."""
-    file = _new_file()
+    file = new_file()
     try:
         file.write(data)
         file.flush()
@@ -155,7 +155,8 @@ def read_rows(description: dict[str, Any], fd: int) -> ImageEmbedding:
     )
 
 
-def _new_file() -> IO[bytes]:
+def new_file() -> IO[bytes]:
+    """Return an empty file without a name, to share."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("llava_native", os.MFD_CLOEXEC), "w+b")
     return tempfile.TemporaryFile()
