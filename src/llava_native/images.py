@@ -11,28 +11,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import io
 import math
 import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
 from .errors import ImageDecodeError, ImageTooLargeError
 from .image_costs import check_cost
 from .remote import RemoteImage
-from .sources import open_source
+from .sources import Source, open_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
 __all__ = [
+    "MAX_BYTES",
     "ImageLike",
     "OpenOptions",
     "Pixels",
-    "exceeds",
+    "identify",
+    "is_encoded",
     "llava_pixels",
     "load_decoders",
     "open_image",
@@ -142,7 +143,7 @@ def open_image(
         return _copy_pillow(image, background, max_pixels)
     file, name = open_source(image, max_bytes)
     with file:
-        opened = _identify(file, name)
+        opened = identify(file, name)
         _check_pixels(opened.size, max_pixels, name)
         if draft_size is not None:
             _draft(opened, draft_size)
@@ -255,13 +256,18 @@ def _exported(image: Image) -> Pixels:
 # -- sources ------------------------------------------------------------------------------------
 
 
+def is_encoded(image: ImageLike) -> bool:
+    """Tell whether this is an encoded file, somewhere, and not pixels."""
+    return not _is_pillow(image) and _array_pixels(image) is None
+
+
 def _is_pillow(image: ImageLike) -> bool:
     return hasattr(image, "getbands") and hasattr(image, "convert")
 
 
 def _array_pixels(image: ImageLike) -> memoryview | None:
     """Return a view of `image` where it is an array of pixels, None where it is something else."""
-    if isinstance(image, (str, bytes, bytearray, os.PathLike, RemoteImage)) or _is_pillow(image):
+    if isinstance(image, (str, bytes, bytearray, os.PathLike, RemoteImage, Source)) or _is_pillow(image):
         return None
     view = _view(image)
     if view.ndim == 1:
@@ -369,7 +375,7 @@ def load_decoders() -> dict[str, _Opener]:
     return openers
 
 
-def _identify(file: IO[bytes], name: str) -> Image:
+def identify(file: IO[bytes], name: str) -> Image:
     """Read the header of an encoded image."""
     prefix = file.read(16)
     for kind, (accept, factory) in load_decoders().items():
@@ -384,27 +390,6 @@ def _identify(file: IO[bytes], name: str) -> Image:
     raise ImageDecodeError(
         f"{name} is not an image in a supported format ({formats}); it starts with {prefix!r}"
     )
-
-
-def exceeds(source: ImageLike, limits: Mapping[str, int], max_bytes: int) -> bool:
-    """Tell whether an encoded image of one of these formats has more pixels than its limit, or bytes.
-
-    Its header tells, which costs nothing. What is no path and no buffer of bytes is no encoded image. Raises
-    what ``open_image`` does.
-    """
-    if _is_pillow(source) or _array_pixels(source) is not None:
-        return False
-    file, name = open_source(source, MAX_BYTES)
-    with file:
-        prefix = file.read(16)
-        kind = next((kind for kind, (accept, _) in load_decoders().items() if accept(prefix)), "")
-        if kind not in limits:
-            return False
-        if file.seek(0, io.SEEK_END) > max_bytes:
-            return True
-        file.seek(0)
-        opened = _identify(file, name)
-        return opened.width * opened.height > limits[kind]
 
 
 @contextlib.contextmanager

@@ -104,7 +104,9 @@ class Planner:
 
     def read(self, messages: Sequence[MessageDict] | Sequence[Message]) -> Sequence[Message]:
         """Read messages of OpenAI's form; those that were read already come back as they are."""
-        if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Message):
+        if isinstance(messages, (list, tuple)) and any(isinstance(one, Message) for one in messages):
+            if not all(isinstance(one, Message) for one in messages):
+                raise InvalidInputError("messages are dicts, or what was read of some before, but not both")
             return [self._own(message) for message in cast("Sequence[Message]", messages)]
         return read_messages(cast("Sequence[MessageDict]", messages), self.image_part, self._open_url)
 

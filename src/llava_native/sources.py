@@ -5,14 +5,21 @@ from __future__ import annotations
 import io
 import os
 import stat
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from llava_native.data_url import decode_data_url
 from llava_native.errors import ImageDecodeError, ImageTooLargeError, InvalidInputError
 from llava_native.remote import RemoteImage
 from llava_native.urls import is_data_url, is_web_url, shown
 
-__all__ = ["file_of", "open_source"]
+__all__ = ["Source", "file_of", "open_source"]
+
+
+class Source(NamedTuple):
+    """An encoded image: an open file, which whoever has this closes, and what to call it in messages."""
+
+    file: IO[bytes]
+    name: str
 
 
 def file_of(image: Any) -> Any:
@@ -28,8 +35,11 @@ def file_of(image: Any) -> Any:
     return decode_data_url(image) if is_data_url(image) else image
 
 
-def open_source(image: Any, max_bytes: int) -> tuple[IO[bytes], str]:
-    """Return an open file over an encoded image, and what to call it in messages."""
+def open_source(image: Any, max_bytes: int) -> Source:
+    """Open an encoded image; one that is open already is used from its start."""
+    if isinstance(image, Source):
+        image.file.seek(0)
+        return image
     if is_web_url(image):
         raise InvalidInputError(f"{shown(image)} is a URL, not a path: fetch it, then pass its bytes")
     data = file_of(image)
@@ -38,21 +48,21 @@ def open_source(image: Any, max_bytes: int) -> tuple[IO[bytes], str]:
     data = data if isinstance(data, bytes) else bytes(memoryview(data))
     name = shown(image.url) if isinstance(image, RemoteImage) else f"the image data ({len(data):,} bytes)"
     _check_bytes(len(data), max_bytes, name)
-    return io.BytesIO(data), name
+    return Source(io.BytesIO(data), name)
 
 
-def _open_file(path: str | bytes, max_bytes: int) -> tuple[IO[bytes], str]:
+def _open_file(path: str | bytes, max_bytes: int) -> Source:
     file = open(path, "rb")  # noqa: PTH123, SIM115 - a path may be bytes, which Path refuses
     name = repr(os.fsdecode(path))
     try:
         info = os.fstat(file.fileno())
         if stat.S_ISREG(info.st_mode):
             _check_bytes(info.st_size, max_bytes, name)
-            return file, name
+            return Source(file, name)
         with file:  # a pipe or device: its size shows only as it is read
             data = file.read(max_bytes + 1)
         _check_bytes(len(data), max_bytes, name)
-        return io.BytesIO(data), name
+        return Source(io.BytesIO(data), name)
     except BaseException:
         file.close()
         raise

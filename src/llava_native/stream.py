@@ -295,8 +295,8 @@ class TokenStream:
     async def _wait_async(self) -> Event:
         request = self._request
         self._check_limit()
-        self.start()
         self._engine.serve_loop()
+        self.start()
         loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(Empty):

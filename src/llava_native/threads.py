@@ -46,7 +46,7 @@ def _quota() -> int:
 def yield_to_others() -> None:
     """Tell Linux that this thread computes, and those that it starts: they take no core from another thread.
 
-    Else one that wakes up may interrupt an event loop's for 3 ms. Its share of the cores stays the same.
+    Else one that wakes up may interrupt an event loop's for 3 ms. Their share of the cores stays the same.
     """
     with contextlib.suppress(AttributeError, OSError):  # not on other systems, and where it is forbidden
         if os.sched_getscheduler(0) == os.SCHED_OTHER:

@@ -262,6 +262,12 @@ def test_it_is_allowed_by_the_one_who_fetches(llava, paths, options, web, pictur
         assert other.respond(messages, **GREEDY).result().text == expected  # it is here by now
 
 
+def test_messages_of_two_kinds_are_refused(llava):
+    messages = llava.planner.read(asking())
+    with pytest.raises(InvalidInputError, match="not both"):
+        llava.respond([*messages, *asking()])
+
+
 def test_a_child_that_dies_meanwhile_is_not_missed(paths, options, web, picture):
     with Llava(*paths, **options, isolate=True) as llava:
         stream = llava.stream("What?", image=URL, **GREEDY)

@@ -8,7 +8,7 @@ import pytest
 from support.threads import until
 
 from llava_native import fetch
-from llava_native.errors import DownloadError, InvalidInputError
+from llava_native.errors import CancelledError, DownloadError, InvalidInputError
 from llava_native.remote import RemoteImage
 
 URL = "http://a.example/photo.png"
@@ -62,6 +62,26 @@ def test_threads_that_need_it_at_once(monkeypatch):
         thread.join()
     assert found == [b"file"] * 4
     assert len(asked) == 1
+
+
+def test_who_waits_for_anothers_fetch_may_give_up(monkeypatch):
+    asked, go = [], threading.Event()
+
+    def load_url(url, **_):
+        asked.append(url)
+        assert go.wait(60)
+        return b"file"
+
+    monkeypatch.setattr(fetch, "load_url", load_url)
+    image = RemoteImage(URL)
+    thread = threading.Thread(target=image.read)
+    thread.start()
+    until(lambda: asked)
+    with pytest.raises(CancelledError):
+        image.read(lambda: False)
+    go.set()
+    thread.join()
+    assert image.read(lambda: False) == b"file"
 
 
 def test_what_cannot_be_asked_for_is_refused_at_once():

@@ -13,7 +13,8 @@ from llava_native._embedding import ImageEmbedding
 from llava_native.engine.embedding_cache import pixels_key, rows_key
 from llava_native.errors import BusyError
 from llava_native.fetching import Fetching
-from llava_native.sources import file_of
+from llava_native.images import MAX_BYTES, is_encoded
+from llava_native.sources import open_source
 from llava_native.threads import yield_to_others
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Worker:
             self._thread = threading.Thread(target=_run, args=(self._calls,), name=self._name, daemon=True)
             self._thread.start()
         self._calls.put(call)
+
+    def yield_to_others(self) -> None:
+        """Have the thread take no core from others, now or when it starts."""
+        self._calls.put(yield_to_others)
 
     def close(self) -> None:
         """Wait for what was submitted, and end the thread."""
@@ -161,8 +166,8 @@ class Encoding:
     def serve_loop(self) -> None:
         """Take no core from others from now on, and do not decode where that keeps the GIL."""
         self._serves_loop = True
-        self._preparing.submit(yield_to_others)
-        self._encoding.submit(yield_to_others)
+        self._preparing.yield_to_others()
+        self._encoding.yield_to_others()
 
     def close(self) -> None:
         """End both threads; whatever still waits is done first, or was cancelled. A fetch ends by itself."""
@@ -178,8 +183,9 @@ def _prepare(image: Image, serves_loop: bool = False) -> None:
             piece = ImageEmbedding.from_buffer(rows, fingerprint=piece.fingerprint)
         image.key, image.rows, image.n_tokens = rows_key(piece), piece, piece.n_tokens
     elif piece is not None:  # else its request is over
-        pixels = _prepared_apart(image) if serves_loop else None
-        if pixels is None:
+        if serves_loop and is_encoded(piece.image):
+            pixels = _prepared_beside_loop(image)
+        else:
             pixels = piece.encoder.prepare(piece.image)
         if not pixels.data.readonly:  # the caller's own, who may change it before it is encoded
             pixels = pixels._replace(data=memoryview(bytes(pixels.data)))
@@ -187,11 +193,14 @@ def _prepare(image: Image, serves_loop: bool = False) -> None:
         image.key = pixels_key(pixels, piece.encoder)
 
 
-def _prepared_apart(image: Image) -> Pixels | None:
-    """Return an image's pixels from a process of their own, where one is needed and can be had."""
+def _prepared_beside_loop(image: Image) -> Pixels:
+    """Return an image's pixels, from a process of their own where decoding it here would keep the GIL."""
     from llava_native.isolation.decoding import needs_process, prepare_apart
 
-    source = file_of(image.piece.image)
-    if not needs_process(source):
-        return None
-    return prepare_apart(source, image.piece.encoder.prepared_size, lambda: image.request is not None)
+    encoder = image.piece.encoder
+    source = open_source(image.piece.image, MAX_BYTES)
+    with source.file:
+        pixels = None
+        if needs_process(source):
+            pixels = prepare_apart(source, encoder.prepared_size, lambda: image.request is not None)
+        return encoder.prepare(source) if pixels is None else pixels

@@ -5,59 +5,60 @@ JPEG 2000 never lets go of it, 0.4 s a megapixel; a decoded WebP or AVIF is copi
 
 from __future__ import annotations
 
+import ctypes
+import io
 import json
-import multiprocessing.spawn
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 from llava_native.errors import CancelledError, ImageDecodeError
-from llava_native.images import Pixels, exceeds, llava_pixels, rgb_pixels
+from llava_native.images import Pixels, identify, llava_pixels, load_decoders, rgb_pixels
 from llava_native.isolation.faults import from_data, to_data
-from llava_native.isolation.shared import map_bytes, new_file, pack, unpack
-
-if TYPE_CHECKING:
-    from llava_native.images import ImageLike
+from llava_native.isolation.interpreter import command, is_python
+from llava_native.isolation.shared import new_file, read_bytes
+from llava_native.sources import Source
 
 __all__ = ["main", "needs_process", "prepare_apart"]
 
 _PIXELS: Final = {"JPEG2000": 2**13, "AVIF": 2**20, "WEBP": 2**21}  # for more of them others wait 5 ms
 _BYTES: Final = 2**20  # opening a longer WebP or AVIF file takes long, too
 _POLL_S: Final = 0.05
-_CODE: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llava_native.isolation.decoding import main; main(json.loads(sys.argv[2]))"
-)
+_CODE: Final = "from llava_native.isolation.decoding import main; main(*map(int, sys.argv[1:]))"
+_KILL_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def needs_process(source: ImageLike) -> bool:
+def needs_process(source: Source) -> bool:
     """Tell whether decoding an image would hold up other threads, and a process can be had for it.
 
     What is wrong with an image shows when it is decoded.
     """
+    file = source.file
+    file.seek(0)
+    prefix = file.read(16)
+    kind = next((kind for kind, (accept, _) in load_decoders().items() if accept(prefix)), "")
+    if kind not in _PIXELS or not is_python():
+        return False
+    if file.seek(0, os.SEEK_END) > _BYTES:
+        return True
+    file.seek(0)
     try:
-        is_large = exceeds(source, _PIXELS, _BYTES)
+        width, height = identify(file, source.name).size
     except Exception:
         return False
-    return is_large and _is_python(multiprocessing.spawn.get_executable())
+    return width * height > _PIXELS[kind]
 
 
-def _is_python(executable: str | bytes | None) -> bool:
-    """Tell whether this starts Python, and not another program that Python is part of."""
-    name = Path(os.fsdecode(executable or "")).name.lower()
-    return name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
-
-
-def prepare_apart(source: ImageLike, size: int | None, is_wanted: Callable[[], bool]) -> Pixels | None:
+def prepare_apart(source: Source, size: int | None, is_wanted: Callable[[], bool]) -> Pixels | None:
     """Return what ``llava_pixels`` makes of an image, or ``rgb_pixels`` where `size` is None.
 
     Parameters
     ----------
-    source : str, os.PathLike or buffer
-        An encoded file.
+    source : Source
+        Neither closed nor moved.
     size : int or None
         Side of the result in pixels.
     is_wanted : callable
@@ -66,80 +67,105 @@ def prepare_apart(source: ImageLike, size: int | None, is_wanted: Callable[[], b
     Returns
     -------
     Pixels or None
-        In memory that the other process filled; None where the system starts none.
+        None where no process could be started, or got to work.
 
     Raises
     ------
     CancelledError
         It is not wanted any more.
     ImageDecodeError
-        The process died of it, too.
+        A signal ended the process, too.
     LlavaError, OSError, MemoryError
         As ``open_image``.
     """
-    descriptions, file = pack([source])
-    result = new_file()
-    fds = [result.fileno()] if file is None else [result.fileno(), file.fileno()]
-    try:
-        process = _start({"fds": fds, "images": descriptions, "size": size})
+    with new_file() as paper, new_file() as result, _as_file(source) as file:
+        paper.write(json.dumps({"name": source.name, "size": size}).encode("utf-8", "surrogatepass"))
+        paper.flush()
+        process = _start([paper.fileno(), result.fileno(), file.fileno()])
         if process is None:
             return None
-        with process:
-            answer = _answer(process, is_wanted)
-        return _pixels(answer, process.returncode, result)
-    finally:
-        result.close()
-        if file is not None:
-            file.close()
+        _wait(process, is_wanted)
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            raise ImageDecodeError(f"{source.name} cannot be decoded: {name} ended the process that did")
+        paper.seek(0)
+        return _pixels(paper.read(), result)
 
 
-def _start(task: dict[str, Any]) -> subprocess.Popen[bytes] | None:
+def _as_file(source: Source) -> IO[bytes]:
+    """Return a file of the system's over an encoded image, to share."""
     try:
+        return os.fdopen(os.dup(source.file.fileno()), "rb")
+    except OSError:  # it is in memory
+        file = new_file()
+        file.write(source.file.getbuffer())  # type: ignore[attr-defined]
+        file.flush()
+        return file
+
+
+def _start(fds: list[int]) -> subprocess.Popen[bytes] | None:
+    quiet = subprocess.DEVNULL
+    arguments = command(_CODE, str(os.getpid()), *map(str, fds))
+    try:  # in a process group of its own: Ctrl-C is for this process
         return subprocess.Popen(
-            [multiprocessing.spawn.get_executable(), "-c", _CODE, json.dumps(sys.path), json.dumps(task)],
-            pass_fds=task["fds"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            arguments, pass_fds=fds, stdin=quiet, stdout=quiet, stderr=quiet, process_group=0
+        )
     except OSError:
         return None
 
 
-def _answer(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> bytes:
+def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> None:
     try:
         while True:
             try:
-                return process.communicate(timeout=_POLL_S)[0]
+                process.wait(_POLL_S)
             except subprocess.TimeoutExpired:
                 if not is_wanted():
                     raise CancelledError("nobody waits for this image any more") from None
+            else:
+                return
     finally:
         process.kill()  # where it has not ended
+        process.wait()
 
 
-def _pixels(answer: bytes, code: int, result: IO[bytes]) -> Pixels:
-    if code != 0:
-        raise ImageDecodeError(f"the process that decoded the image ended with {code}")
-    told: dict[str, Any] = json.loads(answer)
+def _pixels(answer: bytes, result: IO[bytes]) -> Pixels | None:
+    told = json.loads(answer.decode("utf-8", "surrogatepass"))
     if "error" in told:
         raise from_data(told["error"])
+    if "width" not in told:
+        return None  # it never came so far
     width, height = told["width"], told["height"]
-    data = map_bytes(os.dup(result.fileno()))  # nobody can cut it short any more
-    if len(data) != 3 * width * height:
-        raise ImageDecodeError(f"the process that decoded the image left {len(data)} bytes")
-    return Pixels(data, width, height)
+    return Pixels(memoryview(read_bytes(result.fileno(), 3 * width * height)).toreadonly(), width, height)
 
 
-def main(task: dict[str, Any]) -> None:
-    """Do what ``prepare_apart`` asks, in the other process, and tell it on stdout."""
-    result, *source = task["fds"]
-    try:
-        (image,) = unpack(task["images"], *(source or (None,)))
-        size = task["size"]
-        pixels = rgb_pixels(image) if size is None else llava_pixels(image, size)
-        with os.fdopen(result, "wb") as file:
-            file.write(pixels.data)
-        answer: dict[str, Any] = {"width": pixels.width, "height": pixels.height}
-    except BaseException as exc:
-        answer = {"error": to_data(exc)}
-    sys.stdout.write(json.dumps(answer))
-    sys.stdout.flush()
+def main(parent: int, paper: int, result: int, source: int) -> None:
+    """Do what ``prepare_apart`` asks, in the other process."""
+    _end_with(parent)
+    with os.fdopen(paper, "r+b") as told:
+        told.seek(0)
+        task = json.loads(told.read().decode("utf-8", "surrogatepass"))
+        try:
+            data = os.pread(source, os.fstat(source).st_size, 0)  # where the file stands is the parent's
+            answer = _prepare(Source(io.BytesIO(data), task["name"]), task["size"], result)
+        except BaseException as exc:
+            answer = {"error": to_data(exc)}
+        told.seek(0)
+        told.truncate()
+        told.write(json.dumps(answer).encode("utf-8", "surrogatepass"))
     os._exit(0)  # nothing here is worth waiting for
+
+
+def _prepare(source: Source, size: int | None, result: int) -> dict[str, Any]:
+    pixels = rgb_pixels(source) if size is None else llava_pixels(source, size)
+    with os.fdopen(result, "wb") as file:
+        file.write(pixels.data)
+    return {"width": pixels.width, "height": pixels.height}
+
+
+def _end_with(parent: int) -> None:
+    """Have Linux end this process with its parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it is gone already
+        os._exit(0)

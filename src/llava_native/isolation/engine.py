@@ -144,14 +144,17 @@ class IsolatedEngine:
 
     def _send(self, number: int) -> None:
         """Send a request to the child, unless images are missing, or another thread does, or it is over."""
-        request = self._desk.take_to_send(number)
+        try:
+            worker = self.worker()
+        except Exception as exc:
+            self._desk.fail(number, exc)
+            return
+        request = self._desk.take_to_send(number, worker)
         if request is None:
             return
         request.fetch_s = time.perf_counter() - request.submitted if request.n_away else 0.0
         try:
             data, ids, file = _wire_form(request)
-            worker = self.worker()
-            self._desk.give(number, worker)
             worker.send(Kind.SUBMIT, number, data, ids, file)
         except Exception as exc:  # an image that cannot be read is this request's own error, as in a Llava
             self._desk.fail(number, exc)
@@ -255,8 +258,8 @@ class _Desk:
         self._unsent.add(number)
         self._requests[number] = request
 
-    def take_to_send(self, number: int) -> Request | None:
-        """Return a request to the one thread that shall send it now; None where that is none."""
+    def take_to_send(self, number: int, worker: Worker) -> Request | None:
+        """Return a request to the one thread that shall send it to a child; None where that is none."""
         request = self._requests.get(number)
         if request is None or request.remote_images:
             return None
@@ -264,11 +267,8 @@ class _Desk:
             self._unsent.remove(number)
         except KeyError:  # another thread was first
             return None
-        return request
-
-    def give(self, number: int, worker: Worker) -> None:
-        """Note which child a request goes to."""
         self._workers[number] = worker
+        return request
 
     def watch(self) -> None:
         """See to it that requests end in time while their images are being fetched."""
@@ -289,7 +289,7 @@ class _Desk:
     def look(self) -> None:
         """Tell the child who was cancelled, and whose caller has caught up."""
         for number, request in list(self._requests.items()):
-            worker = self._workers.get(number)  # None where it is being sent
+            worker = self._workers.get(number)
             if request.cancelled and number in self._unsent:
                 self._finish(number, request, Event(reason="cancelled"))
             elif worker is None:

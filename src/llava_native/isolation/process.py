@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
-import multiprocessing.spawn
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -22,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from llava_native.errors import CancelledError, NativeAbort
 from llava_native.exiting import closed_error
 from llava_native.isolation.faults import from_data
+from llava_native.isolation.interpreter import command
 from llava_native.isolation.wire import Channel, Frame, Kind, WireError, close_all
 
 if TYPE_CHECKING:
@@ -29,10 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "numbers"]
 
-_CODE: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from llava_native.isolation.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-)
+_CODE: Final = "from llava_native.isolation.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 _POLL_S: Final = 0.05
 _GOODBYE_S: Final = 10.0
 _TAIL_BYTES: Final = 65536
@@ -82,10 +77,7 @@ class Worker:
         try:
             with theirs:
                 self._link.process = subprocess.Popen(
-                    [
-                        multiprocessing.spawn.get_executable(), "-c", _CODE, str(theirs.fileno()),
-                        str(os.getpid()), json.dumps(sys.path),
-                    ],
+                    command(_CODE, str(theirs.fileno()), str(os.getpid())),
                     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     stderr=self._errors,
                 )  # fmt: skip
