@@ -26,6 +26,7 @@ from llava_native.sources import open_source
 KINDS = [
     pytest.param("JPEG2000", (200, 150), id="jpeg2000"),
     pytest.param("WEBP", (1600, 1400), id="webp"),
+    pytest.param("PNG", (3000, 2800), id="png"),
     pytest.param(
         "AVIF",
         (1200, 1000),
@@ -85,10 +86,11 @@ def test_the_pixels_are_the_same(tmp_path, kind, size, is_path):
         encoded("WEBP", (600, 500)),
         encoded("JPEG", (4000, 3000)),
         encoded("PNG", (2000, 2000)),
+        encoded("BMP", (2000, 2000)),
         b"no image",
         encoded("JPEG2000", (200, 150))[:20],
     ],
-    ids=["jpeg2000", "webp", "jpeg", "png", "text", "header"],
+    ids=["jpeg2000", "webp", "jpeg", "png", "bmp", "text", "header"],
 )
 def test_what_needs_none(image):
     with opened(image) as source:

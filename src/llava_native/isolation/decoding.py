@@ -1,6 +1,7 @@
-"""Images that Pillow decodes, or copies, under the GIL: prepared by a process of their own.
+"""Images that keep the GIL for long while Pillow decodes them: prepared by a process of their own.
 
-JPEG 2000 never lets go of it, 0.4 s a megapixel; a decoded WebP or AVIF is copied whole.
+JPEG 2000 never lets go of it, 0.4 s a megapixel; a decoded WebP or AVIF is copied whole under it; and memory
+for the pixels of any large image may take 30 ms to be had. Large JPEGs are decoded at a fraction of theirs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from llava_native.sources import Source
 
 __all__ = ["main", "needs_process", "prepare_apart"]
 
-_PIXELS: Final = {"JPEG2000": 2**13, "AVIF": 2**20, "WEBP": 2**21}  # for more of them others wait 5 ms
-_BYTES: Final = 2**20  # opening a longer WebP or AVIF file takes long, too
+# for more pixels others may wait for 5 ms; of longer files this is not asked: to open some takes long, too
+_LIMITS: Final = {"JPEG2000": (2**13, 2**20), "AVIF": (2**20, 2**20), "WEBP": (2**21, 2**20)} | dict.fromkeys(
+    ("PNG", "GIF", "BMP", "TIFF", "PPM"), (2**23, 2**24)
+)
 _POLL_S: Final = 0.05
 _CODE: Final = "from llava_native.isolation.decoding import main; main(*map(int, sys.argv[1:]))"
 _KILL_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -40,16 +43,17 @@ def needs_process(source: Source) -> bool:
     file.seek(0)
     prefix = file.read(16)
     kind = next((kind for kind, (accept, _) in load_decoders().items() if accept(prefix)), "")
-    if kind not in _PIXELS or not is_python():
+    if kind not in _LIMITS or not is_python():
         return False
-    if file.seek(0, os.SEEK_END) > _BYTES:
+    n_pixels, n_bytes = _LIMITS[kind]
+    if file.seek(0, os.SEEK_END) > n_bytes:
         return True
     file.seek(0)
     try:
         width, height = identify(file, source.name).size
     except Exception:
         return False
-    return width * height > _PIXELS[kind]
+    return width * height > n_pixels
 
 
 def prepare_apart(source: Source, size: int | None, is_wanted: Callable[[], bool]) -> Pixels | None:
@@ -98,7 +102,7 @@ def _as_file(source: Source) -> IO[bytes]:
         return os.fdopen(os.dup(source.file.fileno()), "rb")
     except OSError:  # it is in memory
         file = new_file()
-        file.write(source.file.getbuffer())  # type: ignore[attr-defined]
+        file.write(source.file.getvalue())  # type: ignore[attr-defined]
         file.flush()
         return file
 
