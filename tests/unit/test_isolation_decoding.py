@@ -8,14 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
-from support.threads import until
 
 from llava_native.errors import CancelledError, ImageDecodeError
 from llava_native.images import MAX_BYTES, llava_pixels, rgb_pixels
@@ -124,16 +122,27 @@ def test_nothing_is_taken_from_the_working_directory(tmp_path, monkeypatch, jp2)
     for name in ("json", "PIL", "llava_native"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [Path("ignored"), b"ignored", *filter(None, sys.path)])
+    monkeypatch.setattr(sys, "path", ["", ".", Path("ignored"), b"ignored", *sys.path])
     assert prepare_apart(jp2, 96, always).width == 96
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_process_that_does_not_get_to_work(monkeypatch, jp2):
-    monkeypatch.setattr(sys, "path", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [])  # and so without Pillow
+        assert prepare_apart(jp2, 96, always) is None
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONHOME", "/nowhere")
+        assert prepare_apart(jp2, 96, always) is None
+    monkeypatch.setattr(decoding, "_CODE", "import os; os.kill(os.getpid(), 9)")
     assert prepare_apart(jp2, 96, always) is None
-    monkeypatch.undo()
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+
+
+def test_without_files_to_open(monkeypatch, jp2):
+    def refuse():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(decoding, "new_file", refuse)
     assert prepare_apart(jp2, 96, always) is None
 
 
@@ -165,20 +174,24 @@ def test_it_ends_when_nobody_waits(started, jp2):
     assert started[0].returncode == -signal.SIGKILL
 
 
-def test_a_process_that_an_image_kills(started, jp2):
-    errors = []
+@pytest.mark.parametrize(
+    ("end", "name"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("os.kill(os.getpid(), 40)", "signal 40"),
+        ("os._exit(7)", "status 7"),
+    ],
+)
+def test_a_process_that_an_image_kills(monkeypatch, jp2, end, name):
+    code = "import os, signal; from llava_native.isolation import decoding as d; "
+    code += f"d._prepare = lambda *_: {end}; d.main(*map(int, sys.argv[1:]))"
+    monkeypatch.setattr(decoding, "_CODE", code)
+    with pytest.raises(ImageDecodeError, match=f"cannot be decoded: {name} ended the process that did"):
+        prepare_apart(jp2, 96, always)
 
-    def prepare():
-        try:
-            prepare_apart(jp2, 96, always)
-        except ImageDecodeError as exc:
-            errors.append(str(exc))
 
-    thread = threading.Thread(target=prepare)
-    thread.start()
-    until(lambda: started)
-    assert os.getpgid(started[0].pid) != os.getpgid(0)  # Ctrl-C is not for it
-    os.kill(started[0].pid, signal.SIGSEGV)
-    thread.join(30)
-    assert len(errors) == 1
-    assert "SIGSEGV ended the process" in errors[0]
+def test_ctrl_c_is_not_for_it(started, jp2):
+    groups = []
+    with pytest.raises(CancelledError):
+        prepare_apart(jp2, 96, lambda: groups.append(os.getpgid(started[0].pid)))
+    assert groups != [os.getpgid(0)]

@@ -6,6 +6,7 @@ for the pixels of any large image may take 30 ms to be had. Large JPEGs are deco
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import json
@@ -30,6 +31,7 @@ _LIMITS: Final = {"JPEG2000": (2**13, 2**20), "AVIF": (2**20, 2**20), "WEBP": (2
     ("PNG", "GIF", "BMP", "TIFF", "PPM"), (2**23, 2**24)
 )
 _POLL_S: Final = 0.05
+_N_PAPER: Final = 1 << 16  # bytes of what is told, blanks and all
 _CODE: Final = "from llava_native.isolation.decoding import main; main(*map(int, sys.argv[1:]))"
 _KILL_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -77,45 +79,73 @@ def prepare_apart(source: Source, size: int | None, is_wanted: Callable[[], bool
     ------
     CancelledError
         It is not wanted any more.
-    ImageDecodeError
-        A signal ended the process, too.
     LlavaError, OSError, MemoryError
-        As ``open_image``.
+        As ``open_image``; ImageDecodeError also where decoding it has ended the process.
     """
-    with new_file() as paper, new_file() as result, _as_file(source) as file:
-        paper.write(json.dumps({"name": source.name, "size": size}).encode("utf-8", "surrogatepass"))
-        paper.flush()
-        process = _start([paper.fileno(), result.fileno(), file.fileno()])
-        if process is None:
+    with contextlib.ExitStack() as stack:
+        try:
+            paper, result = stack.enter_context(new_file()), stack.enter_context(new_file())
+            file = stack.enter_context(_as_file(source))
+            _write(paper, {"name": source.name, "size": size})
+            process = _start([paper.fileno(), result.fileno(), file.fileno()])
+        except OSError:
             return None
         _wait(process, is_wanted)
-        if process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
-            raise ImageDecodeError(f"{source.name} cannot be decoded: {name} ended the process that did")
-        paper.seek(0)
-        return _pixels(paper.read(), result)
+        told = _read(paper)
+        if "error" in told:
+            raise from_data(told["error"])
+        if "width" in told:
+            return _pixels(told, result)
+        if "began" in told:
+            end = _name(process.returncode)
+            raise ImageDecodeError(f"{source.name} cannot be decoded: {end} ended the process that did")
+        return None  # it did not get to work
 
 
 def _as_file(source: Source) -> IO[bytes]:
     """Return a file of the system's over an encoded image, to share."""
-    try:
+    if not isinstance(source.file, io.BytesIO):
         return os.fdopen(os.dup(source.file.fileno()), "rb")
-    except OSError:  # it is in memory
-        file = new_file()
-        file.write(source.file.getvalue())  # type: ignore[attr-defined]
+    file = new_file()
+    try:
+        file.write(source.file.getvalue())
         file.flush()
-        return file
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def _start(fds: list[int]) -> subprocess.Popen[bytes] | None:
+def _start(fds: list[int]) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
     arguments = command(_CODE, str(os.getpid()), *map(str, fds))
-    try:  # in a process group of its own: Ctrl-C is for this process
-        return subprocess.Popen(
-            arguments, pass_fds=fds, stdin=quiet, stdout=quiet, stderr=quiet, process_group=0
-        )
-    except OSError:
-        return None
+    # in a process group of its own: Ctrl-C is for this process
+    return subprocess.Popen(arguments, pass_fds=fds, stdin=quiet, stdout=quiet, stderr=quiet, process_group=0)
+
+
+def _write(paper: IO[bytes], data: dict[str, Any]) -> None:
+    """Replace what a shared file says."""
+    text = json.dumps(data).encode("utf-8", "surrogatepass")
+    paper.seek(0)
+    paper.write(text.ljust(_N_PAPER))  # over all that was there
+    paper.flush()
+
+
+def _read(paper: IO[bytes]) -> dict[str, Any]:
+    paper.seek(0)
+    try:
+        found: dict[str, Any] = json.loads(paper.read().decode("utf-8", "surrogatepass"))
+    except ValueError:  # whoever wrote it was ended meanwhile
+        found = {"began": True}
+    return found
+
+
+def _name(code: int) -> str:
+    """Name what ended a process."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}" if code < 0 else f"status {code}"
 
 
 def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> None:
@@ -133,12 +163,7 @@ def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> No
         process.wait()
 
 
-def _pixels(answer: bytes, result: IO[bytes]) -> Pixels | None:
-    told = json.loads(answer.decode("utf-8", "surrogatepass"))
-    if "error" in told:
-        raise from_data(told["error"])
-    if "width" not in told:
-        return None  # it never came so far
+def _pixels(told: dict[str, Any], result: IO[bytes]) -> Pixels:
     width, height = told["width"], told["height"]
     return Pixels(memoryview(read_bytes(result.fileno(), 3 * width * height)).toreadonly(), width, height)
 
@@ -146,17 +171,16 @@ def _pixels(answer: bytes, result: IO[bytes]) -> Pixels | None:
 def main(parent: int, paper: int, result: int, source: int) -> None:
     """Do what ``prepare_apart`` asks, in the other process."""
     _end_with(parent)
+    load_decoders()  # all that it needs, before it says that it began
     with os.fdopen(paper, "r+b") as told:
-        told.seek(0)
-        task = json.loads(told.read().decode("utf-8", "surrogatepass"))
+        task = _read(told)
+        _write(told, {"began": True})
         try:
             data = os.pread(source, os.fstat(source).st_size, 0)  # where the file stands is the parent's
             answer = _prepare(Source(io.BytesIO(data), task["name"]), task["size"], result)
         except BaseException as exc:
             answer = {"error": to_data(exc)}
-        told.seek(0)
-        told.truncate()
-        told.write(json.dumps(answer).encode("utf-8", "surrogatepass"))
+        _write(told, answer)
     os._exit(0)  # nothing here is worth waiting for
 
 

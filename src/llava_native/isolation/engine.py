@@ -144,6 +144,8 @@ class IsolatedEngine:
 
     def _send(self, number: int) -> None:
         """Send a request to the child, unless images are missing, or another thread does, or it is over."""
+        if not self._desk.is_to_send(number):
+            return
         try:
             worker = self.worker()
         except Exception as exc:
@@ -258,10 +260,15 @@ class _Desk:
         self._unsent.add(number)
         self._requests[number] = request
 
+    def is_to_send(self, number: int) -> bool:
+        """Tell whether a request waits to be sent, with all of its images."""
+        request = self._requests.get(number)
+        return request is not None and number in self._unsent and not request.remote_images
+
     def take_to_send(self, number: int, worker: Worker) -> Request | None:
         """Return a request to the one thread that shall send it to a child; None where that is none."""
         request = self._requests.get(number)
-        if request is None or request.remote_images:
+        if request is None:
             return None
         try:
             self._unsent.remove(number)
