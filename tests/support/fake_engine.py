@@ -405,3 +405,8 @@ class Desk:
         assert self.context.used == 0
         assert not any(self.context.sequences)
         assert all(request.sampler.closed for request in self.got)
+
+
+def expect(desk: Desk, request: Request, *pieces: Any, max_tokens: int = 8) -> None:
+    """Compare what a caller got with the whole answer to its prompt."""
+    assert desk.answer(request) == answer_to(pieces, max_tokens, desk.context.n_ctx_seq)

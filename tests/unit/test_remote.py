@@ -14,6 +14,20 @@ from llava_native.remote import RemoteImage
 URL = "http://a.example/photo.png"
 
 
+@pytest.fixture
+def slow(monkeypatch):
+    """What was asked for of a server, and what lets it answer."""
+    asked, go = [], threading.Event()
+
+    def load_url(url, **_):
+        asked.append(url)
+        assert go.wait(60)
+        return b"file"
+
+    monkeypatch.setattr(fetch, "load_url", load_url)
+    return asked, go
+
+
 def test_it_is_fetched_when_it_is_read_and_once(monkeypatch):
     asked = []
     monkeypatch.setattr(fetch, "load_url", lambda url, **_: asked.append(url) or b"file")
@@ -43,15 +57,8 @@ def test_a_failure_is_not_kept(monkeypatch):
     assert image.read() == b"file"
 
 
-def test_threads_that_need_it_at_once(monkeypatch):
-    asked, go = [], threading.Event()
-
-    def load_url(url, **_):
-        asked.append(url)
-        assert go.wait(60)
-        return b"file"
-
-    monkeypatch.setattr(fetch, "load_url", load_url)
+def test_threads_that_need_it_at_once(slow):
+    asked, go = slow
     image, found = RemoteImage(URL), []
     threads = [threading.Thread(target=lambda: found.append(image.read())) for _ in range(4)]
     for thread in threads:
@@ -64,15 +71,8 @@ def test_threads_that_need_it_at_once(monkeypatch):
     assert len(asked) == 1
 
 
-def test_who_waits_for_anothers_fetch_may_give_up(monkeypatch):
-    asked, go = [], threading.Event()
-
-    def load_url(url, **_):
-        asked.append(url)
-        assert go.wait(60)
-        return b"file"
-
-    monkeypatch.setattr(fetch, "load_url", load_url)
+def test_who_waits_for_anothers_fetch_may_give_up(slow):
+    asked, go = slow
     image = RemoteImage(URL)
     thread = threading.Thread(target=image.read)
     thread.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.fake_engine import FakeContext, fake_states
+from support.fake_engine import Desk, FakeContext, fake_states
 
 from llava_native.engine.sequences import Memory
 
@@ -23,3 +23,10 @@ def context():
 @pytest.fixture
 def memory(context):
     return Memory(context)
+
+
+@pytest.fixture
+def desk():
+    made = Desk()
+    yield made
+    made.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.fake_engine import LONG, Desk, FakeImage, answer_to
+from support.fake_engine import LONG, Desk, FakeImage, answer_to, expect
 
 from llava_native.errors import (
     DecodeError,
@@ -14,17 +14,6 @@ from llava_native.errors import (
 )
 
 A, B, C, D = LONG[:4]
-
-
-@pytest.fixture
-def desk():
-    made = Desk()
-    yield made
-    made.close()
-
-
-def expect(desk, request, *pieces, max_tokens=8):
-    assert desk.answer(request) == answer_to(pieces, max_tokens, desk.context.n_ctx_seq)
 
 
 def test_one_request(desk):

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-from support.fake_engine import Desk, FakeImage, answer_to
+from support.fake_engine import FakeImage, expect
 
 from llava_native.errors import DecodeError
-
-
-@pytest.fixture
-def desk():
-    made = Desk()
-    yield made
-    made.close()
-
-
-def expect(desk, request, *pieces, max_tokens=8):
-    assert desk.answer(request) == answer_to(pieces, max_tokens, desk.context.n_ctx_seq)
 
 
 def test_requests_whose_images_are_elsewhere_hold_up_nobody(desk):
